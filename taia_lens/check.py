@@ -1,0 +1,119 @@
+"""The self-check: laws that any pair must obey before a number from it can be trusted. Needs no data.
+
+Each law has its positive control in the tests: a broken model on which it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from taia_lens.batch import NO_TOKEN, Batch
+from taia_lens.engine import Run, applied, evaluate, run_plain
+from taia_lens.errors import CheckError
+from taia_lens.pair import Law, Pair
+from taia_lens.recipe import Ablate, Patch, Recipe, Side
+from taia_lens.sites import RESID_PRE, Site
+
+PROBE_ROWS, PROBE_LENGTH = 2, 12
+
+# A residual stream is a sum of 2 * n_layers terms, each rounded once: a few units in the last place of its largest entry.
+ULPS = 16
+
+
+def probe(pair: Pair) -> Batch:
+    """A batch of random ids, the same on every run; its second row is padded."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(pair.shape.d_vocab, (PROBE_ROWS, PROBE_LENGTH), generator=generator)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, PROBE_LENGTH - 3 :] = False
+    answer, no_choices = tokens[:, 0], torch.empty(PROBE_ROWS, 0, dtype=torch.long)
+    batch = Batch(tuple(range(PROBE_ROWS)), tokens, mask, answer, no_choices, torch.full_like(answer, NO_TOKEN))
+    return batch.to(pair.device)
+
+
+def laws(pair: Pair) -> tuple[Law, ...]:
+    """Measure every law on a probe batch.
+
+    Returns:
+        Residual identity of both sides, self-patch, zero-ablation of attn, mlp and head, and "patch everything gives tuned".
+
+    Raises:
+        SiteError: A hook is missing or does not fire.
+    """
+    batch = probe(pair)
+    n = pair.shape.n_layers
+    contributions = [Site(c, layer) for layer in range(n) for c in ("attn", "mlp")]
+    heads = [Site("head", layer, head) for layer in range(n) for head in range(pair.shape.n_heads)]
+    residuals = [RESID_PRE.format(layer=layer) for layer in range(n)] + [Site("resid", layer).hook for layer in range(n)]
+    hooks = [*residuals, *(site.hook for site in (*contributions, *heads))]
+    runs: dict[Side, Run] = {side: run_plain(pair.side(side), batch, hooks) for side in ("base", "tuned")}
+    middle = n // 2
+    ablated = {"attn": Site("attn", middle), "mlp": Site("mlp", middle), "head": Site("head", middle, 0)}
+    return (
+        *(_residual_identity(runs[side], batch, side, n) for side in ("base", "tuned")),
+        _self_patch(pair, batch, runs, [*contributions, *heads]),
+        *(_zero_ablation(pair, batch, runs["base"], name, site) for name, site in ablated.items()),
+        _patch_everything(pair, batch, runs, [Site("embed"), *contributions]),
+    )
+
+
+def require(found: Iterable[Law]) -> None:
+    """Raise where a law fails.
+
+    Raises:
+        CheckError: The first law that fails, with what was measured.
+    """
+    for law in found:
+        if not law.holds:
+            raise CheckError(
+                f"the self-check fails: {law.name} measured {law.value:.3g}, bound {law.bound:.3g}; "
+                f"numbers from this pair could not be trusted ('taia-lens check' prints every law)"
+            )
+
+
+def noise(scale: Tensor) -> float:
+    """The rounding that a tensor's own dtype and size explain."""
+    return ULPS * torch.finfo(scale.dtype).eps * max(1.0, scale.abs().max().item())
+
+
+def _residual_identity(run: Run, batch: Batch, side: Side, n: int) -> Law:
+    worst, bound = 0.0, 0.0
+    for layer in range(n):
+        before, after = run.acts[RESID_PRE.format(layer=layer)], run.acts[Site("resid", layer).hook]
+        added = run.acts[Site("attn", layer).hook] + run.acts[Site("mlp", layer).hook]
+        worst = max(worst, (before + added - after)[batch.mask].abs().max().item())
+        bound = max(bound, noise(after[batch.mask]))
+    return Law(f"resid_pre + attn + mlp == resid_post ({side})", worst, bound, worst <= bound)
+
+
+def _gap(pair: Pair, recipe: Recipe, batch: Batch, reference: Tensor, runs: dict[Side, Run]) -> float:
+    def worst(logits: Tensor) -> dict[str, Tensor]:
+        return {"gap": (logits - reference).abs().amax(-1)}
+
+    return evaluate(pair, [recipe], batch, worst, donors=runs)["gap"].max().item()
+
+
+def _self_patch(pair: Pair, batch: Batch, runs: dict[Side, Run], sites: list[Site]) -> Law:
+    recipe = Recipe("base", tuple(Patch(site, "base") for site in sites))
+    reference = runs["base"].logits
+    value, bound = _gap(pair, recipe, batch, reference, runs), noise(reference)
+    return Law("base patched with itself at every site is base", value, bound, value <= bound)
+
+
+def _zero_ablation(pair: Pair, batch: Batch, run: Run, name: str, site: Site) -> Law:
+    value, bound = _gap(pair, Recipe("base", (Ablate(site),)), batch, run.logits, {}), noise(run.logits)
+    return Law(f"zero-ablating {site} changes the logits", value, bound, value > bound)
+
+
+def _patch_everything(pair: Pair, batch: Batch, runs: dict[Side, Run], sites: list[Site]) -> Law:
+    """Base's blocks then only add up what tuned's wrote: tuned's final residual, whatever base's weights are."""
+    last = Site("resid", pair.shape.n_layers - 1).hook
+    want = runs["tuned"].acts[last][batch.mask]
+    recipe = Recipe("base", tuple(Patch(site, "tuned") for site in sites))
+    with applied(pair, recipe, batch=batch, donors=runs) as model:
+        got = run_plain(model, batch, [last]).acts[last][batch.mask]
+    value, bound = (got - want).abs().max().item(), noise(want)
+    return Law("embed and every attn and mlp patched from tuned give tuned's final residual", value, bound, value <= bound)

@@ -1,0 +1,246 @@
+"""Carrying out recipes: the only hooks and the only weight swaps. This is the plain plan, one full forward a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from taia_lens.batch import Batch
+from taia_lens.errors import RecipeError, SiteError
+from taia_lens.pair import Model, Pair, weights
+from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Side
+from taia_lens.sites import Site, select
+
+# What enters the unembedding: the bridge has a hook there, HookedTransformer (3.9) has one on the last norm.
+READ_HOOKS = ("unembed.hook_in", "ln_final.hook_normalized")
+
+Readout = Callable[[Float[Tensor, "batch d_vocab"]], Mapping[str, Float[Tensor, " batch"]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one forward gave: logits at the answer positions, and the activations that were asked for, by hook name."""
+
+    logits: Float[Tensor, "batch d_vocab"]
+    acts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
+    """Run an unedited model, keeping the activations at `hooks`.
+
+    Raises:
+        SiteError: The model has no such hook.
+    """
+    acts: dict[str, Tensor] = {}
+    names = list(dict.fromkeys(hooks))
+    _check_hooks(model, names)
+    with model.hooks(fwd_hooks=[(name, _keep_as(acts, name)) for name in names]):
+        logits = _forward(model, batch)
+    _fired(names, Counter(acts.keys()))
+    return Run(logits, acts)
+
+
+def _keep_as(acts: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(act: Tensor, hook: object) -> None:
+        acts[name] = act.detach()
+
+    return keep
+
+
+def evaluate(
+    pair: Pair, recipes: Sequence[Recipe], batch: Batch, readout: Readout, *, donors: Mapping[Side, Run] | None = None
+) -> dict[str, Float[Tensor, "recipe batch"]]:
+    """Carry out each recipe on the batch and read its numbers.
+
+    Args:
+        pair: The two models.
+        recipes: What to do; patches take their activations from `donors`.
+        batch: The rows, on the pair's device.
+        readout: Logits at the answer positions -> named values, one per row.
+        donors: Runs of the unedited sides that hold the activations the patches need; run here where missing.
+
+    Returns:
+        For each name of the readout, one value per (recipe, row).
+
+    Raises:
+        SiteError, RecipeError: A recipe names what the pair does not have.
+    """
+    donors = dict(donors or {})
+    for side, hooks in _needed(recipes).items():
+        if side not in donors:
+            donors[side] = run_plain(pair.side(side), batch, hooks)
+    rows: dict[str, list[Tensor]] = {}
+    for recipe in recipes:
+        with applied(pair, recipe, batch=batch, donors=donors) as model:
+            for name, values in readout(_forward(model, batch)).items():
+                rows.setdefault(name, []).append(values)
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def _needed(recipes: Sequence[Recipe]) -> dict[Side, list[str]]:
+    out: dict[Side, list[str]] = {}
+    for recipe in recipes:
+        for patch in recipe.patches:
+            out.setdefault(patch.source, []).append(patch.site.hook)
+    return out
+
+
+@contextmanager
+def applied(
+    pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: Mapping[Side, Run] | None = None
+) -> Iterator[Model]:
+    """The host model with the recipe carried out on it, live, for as long as the block runs.
+
+    Every TransformerLens tool works on it. Weights and hooks are restored on the way out, whatever happens inside.
+
+    Args:
+        pair: The two models.
+        recipe: What to do.
+        batch: The rows that the model will be run on; needed where the recipe patches activations.
+        donors: Runs that hold those activations; computed from `batch` where missing.
+
+    Raises:
+        SiteError, RecipeError: The recipe names what the pair does not have, or patches without a batch.
+    """
+    _check(pair, recipe)
+    host = pair.side(recipe.host)
+    if recipe.patches and batch is None:
+        raise RecipeError(f"'{recipe.patches[0]}' puts activations, which belong to a batch; write applied(pair, recipe, batch=batch)")
+    donors = dict(donors or {})
+    if batch is not None:
+        for side, hooks in _needed([recipe]).items():
+            if side not in donors:
+                donors[side] = run_plain(pair.side(side), batch, hooks)
+    counts: Counter[str] = Counter()
+    hooks = _hooks(recipe, batch, donors, counts)
+    _check_hooks(host, [name for name, _ in hooks])
+    with ExitStack() as stack:
+        stack.enter_context(_grafted(pair, recipe))
+        if hooks:
+            stack.enter_context(host.hooks(fwd_hooks=hooks))
+        yield host
+    if batch is not None and counts:
+        _fired([name for name, _ in hooks], counts)
+
+
+@contextmanager
+def _grafted(pair: Pair, recipe: Recipe) -> Iterator[None]:
+    """Point the host's parameters at the donor's storage; copies nothing."""
+    swaps = [swap for graft in recipe.grafts for swap in _swaps(pair, recipe, graft)]
+    twice = [name for name, n in Counter(name for name, _, _ in swaps).items() if n > 1]
+    if twice:
+        raise RecipeError(f"'{recipe}' grafts {twice[0]} twice; let each weight be named once")
+    originals = [(parameter, parameter.data) for _, parameter, _ in swaps]
+    try:
+        for _, parameter, data in swaps:
+            parameter.data = data
+        yield
+    finally:
+        for parameter, data in originals:
+            parameter.data = data
+
+
+def _swaps(pair: Pair, recipe: Recipe, graft: Graft) -> list[tuple[str, torch.nn.Parameter, Tensor]]:
+    if graft.source == recipe.host:
+        raise RecipeError(f"'{recipe}': the host is {recipe.host} already; graft from the other side")
+    donor = {w.name: w.parameter for w in weights(pair.side(graft.source))}
+    found = [
+        (w.name, w.parameter, donor[w.name].data)
+        for w in weights(pair.side(recipe.host))
+        if w.component == graft.component and (graft.layers is None or w.layer in graft.layers)
+    ]
+    if not found and graft.component == "unembed":
+        # Tied: the unembedding is the embedding's tensor and goes with it, never alone.
+        if any(g.component == "embed" and g.source == graft.source for g in recipe.grafts):
+            return []
+        raise RecipeError(f"'{graft}': this model ties unembed to embed; graft embed as well, or neither")
+    if not found:
+        raise RecipeError(f"'{graft}' matches no weight of this model; it has {', '.join(sorted({w.component for w in weights(pair.base)}))}")
+    return found
+
+
+def _hooks(recipe: Recipe, batch: Batch | None, donors: Mapping[Side, Run], counts: Counter[str]) -> list[tuple[str, Callable]]:
+    """One hook a hook point, carrying out every edit there in the recipe's order."""
+    edits: dict[str, list[Patch | Ablate]] = {}
+    for edit in recipe.edits:
+        if not isinstance(edit, Graft):
+            edits.setdefault(edit.site.hook, []).append(edit)
+    return [(name, _writer(name, group, batch, donors, counts)) for name, group in edits.items()]
+
+
+def _writer(
+    name: str, edits: list[Patch | Ablate], batch: Batch | None, donors: Mapping[Side, Run], counts: Counter[str]
+) -> Callable[..., Tensor]:
+    def write(act: Tensor, hook: object) -> Tensor:
+        counts[name] += 1
+        for edit in edits:
+            new = donors[edit.source].acts[name].to(act) if isinstance(edit, Patch) else torch.zeros_like(act)
+            act = torch.where(_where(edit, act, batch), new, act)
+        return act
+
+    return write
+
+
+def _where(edit: Patch | Ablate, act: Tensor, batch: Batch | None) -> Tensor:
+    """True where the edit writes, broadcast over the activation: its positions, and its head if it has one."""
+    if batch is None:
+        if edit.positions != "all":
+            raise RecipeError(f"'{edit}': positions belong to a batch; write applied(pair, recipe, batch=batch)")
+        at = torch.ones(act.shape[:2], dtype=torch.bool, device=act.device)
+    else:
+        at = batch.at(edit.positions).to(act.device)
+    if edit.site.head is None:
+        return rearrange(at, "batch pos -> batch pos 1")
+    is_head = torch.arange(act.shape[2], device=act.device) == edit.site.head
+    return rearrange(at, "batch pos -> batch pos 1 1") & rearrange(is_head, "head -> head 1")
+
+
+def _forward(model: Model, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+    """Logits at the answer positions; only those rows reach the unembedding."""
+    rows = torch.arange(len(batch.rows), device=batch.tokens.device)
+
+    def only_last(act: Tensor, hook: object) -> Tensor:
+        return rearrange(act[rows, batch.last], "batch d_model -> batch 1 d_model")
+
+    read = next(name for name in READ_HOOKS if name in model.hook_dict)
+    with torch.no_grad(), model.hooks(fwd_hooks=[(read, only_last)]):
+        logits = model(batch.tokens, attention_mask=batch.mask.long(), return_type="logits")
+    return rearrange(logits, "batch 1 d_vocab -> batch d_vocab")
+
+
+def _check(pair: Pair, recipe: Recipe) -> None:
+    shape = pair.shape
+    for edit in recipe.edits:
+        if isinstance(edit, Graft):
+            select(edit.layers or "all", shape.n_layers, "layer")
+            continue
+        _check_site(edit.site, shape.n_layers, shape.n_heads)
+
+
+def _check_site(site: Site, n_layers: int, n_heads: int) -> None:
+    if site.layer is not None:
+        select([site.layer], n_layers, "layer")
+    if site.head is not None:
+        select([site.head], n_heads, "head")
+
+
+def _check_hooks(model: Model, names: Sequence[str]) -> None:
+    known = model.hook_dict
+    for name in names:
+        if name not in known:
+            block = name.rsplit(".", 1)[0] + "."
+            near = [n.removeprefix(block) for n in known if n.startswith(block) and "." not in n.removeprefix(block)]
+            raise SiteError(f"this model has no {name}; under {block[:-1]} it has {', '.join(near) or 'nothing'}")
+
+
+def _fired(names: Sequence[str], counts: Mapping[str, int]) -> None:
+    silent = [name for name in names if counts.get(name, 0) == 0]
+    if silent:
+        raise SiteError(f"the hook {silent[0]} did not fire, so nothing was read or written there; this architecture does not use it")

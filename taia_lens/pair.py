@@ -1,0 +1,233 @@
+"""A pair: two models of one architecture, what differs between them, and which weights belong to which component.
+
+Knows TransformerLens's model interface (`cfg`, `blocks`, module names) and no loader; runs no forward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from taia_lens.errors import PairError
+from taia_lens.recipe import Side
+from taia_lens.sites import COMPONENTS, GRAFTABLE
+
+Model = Any
+"""A TransformerBridge, or an unprocessed HookedTransformer of TransformerLens 3.9: the same interface, no common class."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What two models must share to be a pair."""
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+
+    @classmethod
+    def of(cls, model: Model) -> Shape:
+        cfg = model.cfg
+        kv = cfg.n_key_value_heads or cfg.n_heads
+        return cls(cfg.n_layers, cfg.n_heads, kv, cfg.d_model, cfg.d_head, cfg.d_vocab)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a model: its name (without the bridge's wrappers), its component, its layer."""
+
+    name: str
+    component: str
+    layer: int | None
+    parameter: nn.Parameter
+
+
+def weights(model: Model) -> list[Weight]:
+    """Every parameter of the model once, with the component it belongs to; the components partition the parameters.
+
+    Raises:
+        PairError: A parameter lies under no component, or under two.
+    """
+    owner: dict[int, tuple[str, int | None]] = {}
+    for component, layer, module in _component_modules(model):
+        for parameter in module.parameters():
+            known = owner.setdefault(id(parameter), (component, layer))
+            # Tied embeddings are one tensor under two names; it counts as the embedding.
+            if known != (component, layer) and {known[0], component} != {"embed", "unembed"}:
+                raise PairError(f"a weight lies under both {known[0]} and {component}: this architecture is not supported")
+    out = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in owner:
+            raise PairError(f"the weight {plain(name)} lies under none of {', '.join(GRAFTABLE)}: this architecture is not supported")
+        out.append(Weight(plain(name), *owner[id(parameter)], parameter))
+    return out
+
+
+def plain(name: str) -> str:
+    """A parameter's name as the checkpoint has it."""
+    return name.replace("._original_component", "")
+
+
+def _component_modules(model: Model) -> Iterator[tuple[str, int | None, nn.Module]]:
+    for component in GRAFTABLE:
+        for attribute in COMPONENTS[component].modules:
+            for layer, block in enumerate(model.blocks):
+                if attribute in (children := dict(block.named_children())):
+                    yield component, layer, children[attribute]
+            if attribute in (children := dict(model.named_children())):
+                yield component, None, children[attribute]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much one tensor differs: Frobenius norms of base and of tuned - base."""
+
+    name: str
+    component: str
+    layer: int | None
+    base_norm: float
+    update_norm: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law of the self-check: what was measured, what it may be at most (or at least), and whether it holds."""
+
+    name: str
+    value: float
+    bound: float
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the two sides came from."""
+
+    base: str
+    tuned: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading and the self-check found.
+
+    `merge_drift` is the largest |logit difference| between the merged and the unmerged adapter on a probe, where tuned was
+    an adapter; `added_tokens` are those that only the tuned tokenizer has.
+    """
+
+    merge_drift: float | None = None
+    added_tokens: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    laws: tuple[Law, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Base and tuned, checked against each other; made by `load_pair`.
+
+    Tensors equal in both share storage. Nothing is folded, centred or cast.
+    """
+
+    base: Model
+    tuned: Model
+    tokenizer: PreTrainedTokenizerBase
+    origin: Origin
+    differences: tuple[Difference, ...]
+    report: Report = Report()
+
+    def side(self, side: Side) -> Model:
+        return self.base if side == "base" else self.tuned
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.base)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """A content hash of each side's weights and hyper-parameters."""
+        return {side: _fingerprint(self.side(side)) for side in ("base", "tuned")}
+
+    def __repr__(self) -> str:
+        s, changed = self.shape, len(self.differences)
+        return f"Pair({self.origin.base} | {self.origin.tuned}: {s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}; {changed} tensors differ)"
+
+
+def _fingerprint(model: Model) -> str:
+    digest = hashlib.blake2b(repr(Shape.of(model)).encode(), digest_size=16)
+    for weight in sorted(weights(model), key=lambda w: w.name):
+        tensor = weight.parameter.detach().contiguous().cpu()
+        digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
+    return digest.hexdigest()
+
+
+def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Pair:
+    """Hold two models against each other and make them a pair; tensors that are equal then share storage.
+
+    Raises:
+        PairError: Two architectures, two shapes, NaN or inf in a weight, or no difference at all.
+    """
+    if base is tuned:
+        raise PairError("base and tuned are the same object; give two models")
+    _same_shape(base, tuned)
+    ours, theirs = weights(base), {w.name: w for w in weights(tuned)}
+    if {w.name for w in ours} != set(theirs):
+        odd = sorted({w.name for w in ours} ^ set(theirs))
+        raise PairError(f"base and tuned have different tensors, for example {odd[0]}; both must be of one architecture")
+    differences = []
+    for mine in ours:
+        yours = theirs[mine.name]
+        if mine.parameter.shape != yours.parameter.shape:
+            raise PairError(f"{mine.name} is {tuple(mine.parameter.shape)} in base and {tuple(yours.parameter.shape)} in tuned; shapes must agree")
+        for side, weight in (("base", mine), ("tuned", yours)):
+            if not torch.isfinite(weight.parameter).all():
+                raise PairError(f"{side} has NaN or inf in {weight.name}; the checkpoint is damaged or its training diverged")
+        difference = _difference(mine, yours)
+        if difference is None:
+            yours.parameter.data = mine.parameter.data
+        else:
+            differences.append(difference)
+    if not differences:
+        raise PairError("base and tuned are identical: no tensor differs; was the adapter trained, and is tuned the right folder?")
+    return Pair(base, tuned, tokenizer, origin, tuple(differences))
+
+
+def architecture(model: Model) -> str:
+    """The name of the model's architecture; the bridge and HookedTransformer keep it under different names."""
+    fields = vars(model.cfg)
+    return str(fields.get("architecture") or fields.get("original_architecture") or fields["model_name"])
+
+
+def _same_shape(base: Model, tuned: Model) -> None:
+    if type(base) is not type(tuned):
+        raise PairError(f"base is a {type(base).__name__} and tuned is a {type(tuned).__name__}; load both the same way")
+    if architecture(base) != architecture(tuned):
+        raise PairError(f"base is {architecture(base)} and tuned is {architecture(tuned)}; a pair has one architecture")
+    a, b = Shape.of(base), Shape.of(tuned)
+    if a != b:
+        field_name = next(name for name in vars(a) if getattr(a, name) != getattr(b, name))
+        mend = "a tuned model with added tokens must be resized back to the base's vocabulary" if field_name == "d_vocab" else "give a base and its own fine-tune"
+        raise PairError(f"shapes differ: {field_name} is {getattr(a, field_name)} in base and {getattr(b, field_name)} in tuned; {mend}")
+
+
+def _difference(mine: Weight, yours: Weight) -> Difference | None:
+    a: Tensor = mine.parameter.detach()
+    b = yours.parameter.detach().to(a.device)
+    if a.dtype == b.dtype and torch.equal(a, b):
+        return None
+    norms = [torch.linalg.vector_norm(t.double()).item() for t in (a, b.double() - a.double())]
+    return Difference(mine.name, mine.component, mine.layer, *norms)

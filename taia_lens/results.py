@@ -1,0 +1,195 @@
+"""Results: a labelled Dataset in, a labelled Dataset out. Provenance, saving, loading, summaries. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from taia_lens import stats
+from taia_lens.errors import ResultError
+from taia_lens.metric_names import METRICS
+from taia_lens.suite import Suite
+
+VERSIONED = ("taia-lens", "torch", "transformer-lens", "transformers", "peft", "numpy", "scipy", "xarray")
+
+
+def patch_dataset(
+    host: np.ndarray,
+    donor: np.ndarray,
+    patched: np.ndarray,
+    noise: np.ndarray,
+    *,
+    metrics: tuple[str, ...],
+    coords: Mapping[str, tuple],
+    suite: Suite,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Put a patching study's numbers under their names; one value per (metric, site, example)."""
+    ends = ("metric", "example")
+    data = {
+        "host": (ends, host),
+        "donor": (ends, donor),
+        "patched": (("metric", *coords, "example"), patched),
+        "noise": (("metric",), noise),
+    }
+    labels = {
+        "metric": list(metrics),
+        "unit": ("metric", [METRICS[name] for name in metrics]),
+        **{name: list(values) for name, values in coords.items()},
+        "example": [row.id for row in suite.rows],
+        "domain": ("example", [row.domain for row in suite.rows]),
+    }
+    return xr.Dataset(data, labels, dict(attrs) | {"versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers may depend on."""
+    out = {"python": sys.version.split()[0]}
+    for name in VERSIONED:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def summary(result: xr.Dataset) -> xr.Dataset:
+    """Means, effects, recovered fractions and their 95% paired intervals, for each domain.
+
+    Args:
+        result: What `studies.patching.patch` returned.
+
+    Returns:
+        With dims (domain, metric, component, layer[, head]): `host`, `donor`, `patched` (means over examples), `effect` =
+        patched - host, `recovered` = effect / (donor - host), each with `_low` and `_high`; `defined` is False, and
+        `recovered` NaN, where donor - host is within noise: its interval holds 0, or it is no larger than the noise floor.
+        `gap` is donor - host. `n` is the number of examples, `noise` the largest change that rounding makes in one.
+    """
+    seed = int(result.attrs["seed"])
+    domains = list(dict.fromkeys(result.domain.values.tolist()))
+    parts = [_summary(result.isel(example=np.flatnonzero(result.domain.values == d)), seed) for d in domains]
+    out = xr.concat(parts, xr.IndexVariable("domain", domains), coords="minimal", compat="override", join="exact")
+    return out.assign(noise=result.noise).assign_attrs(result.attrs)
+
+
+def _summary(part: xr.Dataset, seed: int) -> xr.Dataset:
+    gap = part.donor - part.host
+    effect = part.patched - part.host
+    gap_low, gap_high = _interval(gap, seed)
+    mean_gap = gap.mean("example")
+    defined = ((gap_low > 0) | (gap_high < 0)) & (np.abs(mean_gap) > part.noise)
+    low, high = _interval(effect, seed)
+    whole = gap.broadcast_like(effect).transpose(*effect.dims)
+    ratio_low, ratio_high = (_like(end, effect) for end in stats.ratio_interval(effect.values, whole.values, seed=seed))
+    fields = {
+        "host": part.host.mean("example"),
+        "donor": part.donor.mean("example"),
+        "patched": part.patched.mean("example"),
+        "gap": mean_gap,
+        "gap_low": gap_low,
+        "gap_high": gap_high,
+        "effect": effect.mean("example"),
+        "effect_low": low,
+        "effect_high": high,
+        "defined": defined,
+        "recovered": (effect.mean("example") / mean_gap).where(defined),
+        "recovered_low": ratio_low.where(defined),
+        "recovered_high": ratio_high.where(defined),
+        "n": xr.DataArray(part.sizes["example"]),
+    }
+    return xr.Dataset(fields)
+
+
+def _interval(values: xr.DataArray, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
+    assert values.dims[-1] == "example"
+    low, high = stats.mean_interval(values.values, seed=seed)
+    return _like(low, values), _like(high, values)
+
+
+def _like(data: np.ndarray, values: xr.DataArray) -> xr.DataArray:
+    return values.isel(example=0, drop=True).copy(data=data)
+
+
+def save(result: xr.Dataset, path: str | Path) -> None:
+    """Write a result as netCDF; attrs that are no plain text or number are kept as JSON."""
+    attrs = {k: v if isinstance(v, (str, int, float)) else "json:" + json.dumps(v) for k, v in result.attrs.items()}
+    result.assign_attrs(attrs).to_netcdf(path, engine="h5netcdf")
+
+
+def load(path: str | Path) -> xr.Dataset:
+    """Read a result: a file, or the run folder that holds it.
+
+    Raises:
+        ResultError: There is none, or the file is damaged.
+    """
+    path = Path(path)
+    path = path / "result.nc" if path.is_dir() else path
+    try:
+        result = xr.load_dataset(path, engine="h5netcdf")
+    except FileNotFoundError as error:
+        raise ResultError(f"no result at {path}; give a run folder (its path is what the command printed), or its result.nc") from error
+    except (OSError, ValueError) as error:
+        raise ResultError(f"cannot read {path}: {error}; the file is damaged or no result") from error
+    attrs = {k: json.loads(v[5:]) if isinstance(v, str) and v.startswith("json:") else v for k, v in result.attrs.items()}
+    return result.assign_attrs(attrs)
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before anything is computed, a run folder that exists or cannot be written.
+
+    Raises:
+        ResultError: It exists, or its parent cannot be written.
+    """
+    if out.exists():
+        raise ResultError(f"{out} exists; give another --out, or move it away: a run never overwrites another")
+    parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ResultError(f"cannot write {out}: no permission in {parent}; give a folder of yours with --out")
+
+
+def write_run(out: Path, result: xr.Dataset, meta: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]) -> Path:
+    """Write a run folder, whole or not at all: everything goes to a folder beside it, which is renamed at the end.
+
+    Args:
+        out: The run folder; must not exist.
+        result: Written as `result.nc`.
+        meta: Written as `meta.json`.
+        writers: Further files, by name.
+
+    Raises:
+        ResultError: It cannot be written; nothing is left behind.
+    """
+    check_out(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise ResultError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        save(result, partial / "result.nc")
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        for name, write in writers.items():
+            write(partial / name)
+        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        partial.rename(out)
+    except OSError as error:
+        raise ResultError(f"cannot write {out}: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,207 @@
+"""Patching: put what the donor computed at a site into the host, site by site, and see what it does to the answers.
+
+The cross-model patch of Prakash et al. (arXiv 2402.14811, "CMAP"): host and donor read the same tokens; at one site at a
+time the host gets the activation that the donor computed from its own residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from taia_lens import results
+from taia_lens.batch import Batch, make_batches
+from taia_lens.engine import ActivationStore, Run, evaluate, run_plain
+from taia_lens.errors import SiteError
+from taia_lens.metric_names import check_metrics
+from taia_lens.metrics import Context, measure
+from taia_lens.pair import Pair
+from taia_lens.recipe import Patch, Recipe, Side, other
+from taia_lens.sites import PATCHABLE, Positions, Site, parse_positions, select
+from taia_lens.suite import Suite
+
+Indices = str | int | Sequence[int] | None
+NOISE_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which sites to patch, one at a time, laid out along the result's dims."""
+
+    components: tuple[str, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    positions: Positions
+    source: Side
+
+    @property
+    def coords(self) -> dict[str, tuple]:
+        out: dict[str, tuple] = {"component": self.components, "layer": self.layers}
+        return out | ({"head": self.heads} if self.heads else {})
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """One recipe a site, the last dim running fastest."""
+        heads = self.heads or (None,)
+        sites = [Site(c, layer, head) for c in self.components for layer in self.layers for head in heads]
+        return [Recipe(other(self.source), (Patch(site, self.source, self.positions),)) for site in sites]
+
+
+def plan_patch(
+    pair: Pair,
+    *,
+    component: str | Sequence[str],
+    layers: Indices = "all",
+    heads: Indices = None,
+    positions: str | int | Sequence[int] = "all",
+    source: Side = "tuned",
+) -> Plan:
+    """Check what is asked against the pair's shape.
+
+    Raises:
+        SiteError: A component, layer, head or position that does not exist.
+    """
+    components = tuple(dict.fromkeys(component.split(",") if isinstance(component, str) else component))
+    for name in components:
+        if name not in PATCHABLE:
+            raise SiteError(f"no component {name!r} to patch; there are {', '.join(PATCHABLE)}")
+    if "head" in components and len(components) > 1:
+        raise SiteError("heads have a dim of their own; patch head by itself, and the other components in a second run")
+    if heads is not None and components != ("head",):
+        raise SiteError(f"heads go with the component head, not with {','.join(components)}; write component head")
+    if source not in ("base", "tuned"):
+        raise SiteError(f"no source {source!r}; activations come from base or tuned")
+    chosen = select(heads, pair.shape.n_heads, "head") if components == ("head",) else ()
+    return Plan(components, select(layers, pair.shape.n_layers, "layer"), chosen, parse_positions(positions), source)
+
+
+def patch(
+    pair: Pair,
+    suite: Suite,
+    *,
+    component: str | Sequence[str],
+    layers: Indices = "all",
+    heads: Indices = None,
+    positions: str | int | Sequence[int] = "all",
+    source: Side = "tuned",
+    metrics: Sequence[str] = ("accuracy", "logprob"),
+    batch_size: int = 256,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> xr.Dataset:
+    """Patch each site by itself and measure every prompt.
+
+    Args:
+        pair: The two models.
+        suite: The prompts.
+        component: `attn`, `mlp`, `head` or `resid`, or a list of them (head by itself).
+        layers: `all`, a number, a list, or a text like `8-15`.
+        heads: For the component head: which; all where None.
+        positions: `all`, `last`, or token positions (negative ones from the prompt's end), patched together.
+        source: The donor; the host is the other side.
+        metrics: Names from `metric_names.METRICS`.
+        batch_size: Rows at a time; it changes speed, not results.
+        seed: Of the bootstrap.
+        cache: A folder in which the donor's activations are kept and found again.
+        progress: Wrapped around the batches, e.g. `tqdm`.
+
+    Returns:
+        `host` and `donor` (metric, example), `patched` (metric, component, layer[, head], example), `noise` (metric): the
+        largest change that patching the host with itself and another batch make. `results.summary` gives means and intervals.
+
+    Raises:
+        SiteError, SuiteError, TaiaLensError: Something asked for does not exist.
+    """
+    plan = plan_patch(pair, component=component, layers=layers, heads=heads, positions=positions, source=source)
+    names = check_metrics(metrics)
+    batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
+    for batch in batches:
+        batch.at(plan.positions)  # every row has these positions, or nothing is run
+    store = None if cache is None else ActivationStore(Path(cache))
+    recipes = plan.recipes
+    host = np.full((len(names), len(suite)), np.nan)
+    donor, patched = host.copy(), np.full((len(names), len(recipes), len(suite)), np.nan)
+    for batch in progress(batches):
+        rows = list(batch.rows)
+        runs = _runs(pair, plan, batch, store)
+        read = _readout(names, batch, runs, plan.source)
+        for i, values in enumerate(_stack(read(runs[other(plan.source)].logits), names)):
+            host[i, rows] = values
+        for i, values in enumerate(_stack(read(runs[plan.source].logits), names)):
+            donor[i, rows] = values
+        found = evaluate(pair, recipes, batch, read, donors=runs)
+        patched[:, :, rows] = np.stack([found[name].double().cpu().numpy() for name in names])
+    shaped = patched.reshape(len(names), *(len(v) for v in plan.coords.values()), len(suite))
+    noise = _noise(pair, plan, suite, names, host)
+    return results.patch_dataset(
+        host, donor, shaped, noise, metrics=names, coords=plan.coords, suite=suite, attrs=_attrs(pair, plan, suite, batch_size, seed)
+    )
+
+
+def _runs(pair: Pair, plan: Plan, batch: Batch, store: ActivationStore | None) -> dict[Side, Run]:
+    """Both sides unedited; the donor with its activations at the sites asked for, and at no other."""
+    hooks = list(dict.fromkeys(patch.site.hook for recipe in plan.recipes for patch in recipe.patches))
+    host = other(plan.source)
+    if store is None:
+        donor = run_plain(pair.side(plan.source), batch, hooks)
+    else:
+        donor = store.run(pair, plan.source, batch, hooks)
+    return {host: run_plain(pair.side(host), batch), plan.source: donor}
+
+
+def _readout(names: Sequence[str], batch: Batch, runs: dict[Side, Run], source: Side) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    context = Context(batch, host=runs[other(source)].logits, donor=runs[source].logits)
+    return partial(measure, tuple(names), context)
+
+
+def _stack(found: dict[str, torch.Tensor], names: Sequence[str]) -> list[np.ndarray]:
+    return [found[name].double().cpu().numpy() for name in names]
+
+
+def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
+    """The noise floor: some rows again, one at a time, the host patched with itself at every site asked for.
+
+    Patching a model with itself changes nothing but rounding, and so does running a row alone rather than in its batch.
+    """
+    side, worst = other(plan.source), np.zeros(len(names))
+    sites = [p.site for recipe in plan.recipes for p in recipe.patches]
+    recipe = Recipe(side, tuple(Patch(site, side, plan.positions) for site in sites))
+    step = max(1, len(suite) // NOISE_ROWS)
+    rows = range(0, len(suite), step)
+    some = Suite(suite.name, tuple(suite.rows[i] for i in rows))
+    for batch in make_batches(some, pair.tokenizer, 1):
+        batch = batch.to(pair.device)
+        donor = run_plain(pair.side(plan.source), batch)
+        hooks = list(dict.fromkeys(site.hook for site in sites))
+        runs: dict[Side, Run] = {side: run_plain(pair.side(side), batch, hooks), plan.source: donor}
+        read = _readout(names, batch, runs, plan.source)
+        found = evaluate(pair, [recipe], batch, read, donors=runs)
+        again = np.stack([found[name][0].double().cpu().numpy() for name in names])
+        worst = np.maximum(worst, np.abs(again[:, 0] - host[:, rows[batch.rows[0]]]))
+    return worst
+
+
+def _attrs(pair: Pair, plan: Plan, suite: Suite, batch_size: int, seed: int) -> dict[str, Any]:
+    return {
+        "study": "patch",
+        "host": other(plan.source),
+        "donor": plan.source,
+        "positions": plan.positions if isinstance(plan.positions, str) else list(plan.positions),
+        "base": pair.origin.base,
+        "tuned": pair.origin.tuned,
+        "dtype": pair.origin.dtype,
+        "device": str(pair.device),
+        "fingerprint": pair.fingerprint,
+        "suite": suite.name,
+        "suite_sha256": suite.sha256,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
