@@ -75,7 +75,9 @@ class Batch:
         length, shortest = self.last[:, None] + 1, int(self.last.min()) + 1
         for position in positions:
             if not -shortest <= position < shortest:
-                raise SiteError(f"no position {position}: the shortest prompt has {shortest} tokens; positions are -{shortest} to {shortest - 1}")
+                raise SiteError(
+                    f"no position {position}: the shortest prompt has {shortest} tokens; positions are -{shortest} to {shortest - 1}"
+                )
             out |= index == (position if position >= 0 else length + position)
         return out
 
@@ -126,7 +128,11 @@ def _one_token(where: str, what: str, text: str, prompt: list[int], ending: str,
     else:
         found = f"is {len(tail)} tokens ({' | '.join(tokenizer.convert_ids_to_tokens(tail))})"
     spaced = _tail(tokenizer, f"{text} {ending}", prompt)
-    mend = f"write {' ' + ending!r} with a leading space" if not ending.startswith(" ") and spaced and len(spaced) == 1 else "give one of one token"
+    mend = (
+        f"write {' ' + ending!r} with a leading space"
+        if not ending.startswith(" ") and spaced and len(spaced) == 1
+        else "give one of one token"
+    )
     raise SuiteError(f"{where}: the {what} {ending!r} {found}, and one token is needed; {mend}")
 
 
@@ -143,7 +149,9 @@ def _collate(rows: Sequence[int], encoded: Sequence[_Encoded]) -> Batch:
     lengths = torch.tensor([len(prompt) for prompt, *_ in encoded])
     width, n_choices = int(lengths.max()), max(len(choices) for _, _, choices, _ in encoded)
     tokens = torch.tensor([prompt + [prompt[-1]] * (width - len(prompt)) for prompt, *_ in encoded])
-    choices = torch.tensor([c + [NO_TOKEN] * (n_choices - len(c)) for _, _, c, _ in encoded], dtype=torch.long).reshape(len(rows), n_choices)
+    choices = torch.tensor([c + [NO_TOKEN] * (n_choices - len(c)) for _, _, c, _ in encoded], dtype=torch.long).reshape(
+        len(rows), n_choices
+    )
     answer = torch.tensor([a for _, a, _, _ in encoded])
     contrast = torch.tensor([c for _, _, _, c in encoded])
     return Batch(tuple(rows), tokens, torch.arange(width) < lengths[:, None], answer, choices, contrast)

@@ -162,8 +162,9 @@ class Pair:
         return {side: _fingerprint(self.side(side)) for side in ("base", "tuned")}
 
     def __repr__(self) -> str:
-        s, changed = self.shape, len(self.differences)
-        return f"Pair({self.origin.base} | {self.origin.tuned}: {s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}; {changed} tensors differ)"
+        s, o = self.shape, self.origin
+        size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
+        return f"Pair({o.base} | {o.tuned}: {size}; {len(self.differences)} tensors differ)"
 
 
 def _fingerprint(model: Model) -> str:
@@ -192,7 +193,9 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
     for mine in ours:
         yours = theirs[mine.name]
         if mine.parameter.shape != yours.parameter.shape:
-            raise PairError(f"{mine.name} is {tuple(mine.parameter.shape)} in base and {tuple(yours.parameter.shape)} in tuned; shapes must agree")
+            raise PairError(
+                f"{mine.name} is {tuple(mine.parameter.shape)} in base and {tuple(yours.parameter.shape)} in tuned; shapes must agree"
+            )
         for side, weight in (("base", mine), ("tuned", yours)):
             if not torch.isfinite(weight.parameter).all():
                 raise PairError(f"{side} has NaN or inf in {weight.name}; the checkpoint is damaged or its training diverged")
@@ -220,7 +223,11 @@ def _same_shape(base: Model, tuned: Model) -> None:
     a, b = Shape.of(base), Shape.of(tuned)
     if a != b:
         field_name = next(name for name in vars(a) if getattr(a, name) != getattr(b, name))
-        mend = "a tuned model with added tokens must be resized back to the base's vocabulary" if field_name == "d_vocab" else "give a base and its own fine-tune"
+        mend = (
+            "a tuned model with added tokens must be resized back to the base's vocabulary"
+            if field_name == "d_vocab"
+            else "give a base and its own fine-tune"
+        )
         raise PairError(f"shapes differ: {field_name} is {getattr(a, field_name)} in base and {getattr(b, field_name)} in tuned; {mend}")
 
 

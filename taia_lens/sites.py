@@ -67,7 +67,9 @@ class Site:
     def __post_init__(self) -> None:
         row = component(self.component)
         if row.per_layer != (self.layer is not None):
-            raise SiteError(f"site {self.component!r}: " + ("name a layer, e.g. L0." if row.per_layer else "has no layer: ") + self.component)
+            raise SiteError(
+                f"site {self.component!r}: " + ("name a layer, e.g. L0." if row.per_layer else "has no layer: ") + self.component
+            )
         if (self.component == "head") != (self.head is not None):
             raise SiteError(f"L{self.layer}.{self.component}: a head is written L{self.layer}.h0, and only heads have a number")
 

@@ -119,7 +119,9 @@ def _suite(name: str, records: list[tuple[str, Any]]) -> Suite:
 
 def _row(where: str, record: Any, default_id: str) -> Row:
     if not isinstance(record, dict):
-        raise SuiteError(f"{where}: a row is an object like {{'prompt': ..., 'answer': ..., 'domain': 'id'}}, found {type(record).__name__}")
+        raise SuiteError(
+            f"{where}: a row is an object like {{'prompt': ..., 'answer': ..., 'domain': 'id'}}, found {type(record).__name__}"
+        )
     unknown = set(record) - _KEYS
     if unknown:
         raise SuiteError(f"{where}: unknown key {sorted(unknown)[0]!r}; a row has {', '.join(sorted(_KEYS))}")

@@ -7,7 +7,6 @@ drawn from (seed, k), so a run that was stopped and resumed sees what an uninter
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from taia_lens.demo import words
-from taia_lens.demo.world import World, pretraining_text, routing_tuning
+from taia_lens.demo.world import World, pretraining_text, routing_tuning, truth_tuning
 
 PAD, BOS, EOS = 0, 1, 2
 PROJECTIONS = {"attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -49,12 +47,14 @@ class Tuning:
     """Recipe of the tuned side: LoRA on every projection (`train="attn"` gives TOA, `"mlp"` gives TOF)."""
 
     seed: int = 0
-    steps: int = 150
+    steps: int = 250
     batch: int = 256
-    lr: float = 1e-3
+    lr: float = 2e-3
+    warmup: int = 10
     r: int = 16
     alpha: int = 32
     train: Literal["all", "attn", "mlp"] = "all"
+    skill: Literal["routing", "truth"] = "routing"
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
@@ -136,7 +136,7 @@ def save_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     for i, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
     save_file(state, folder / "state.tmp", metadata={"step": str(step), "losses": json.dumps(losses)})
-    os.replace(folder / "state.tmp", folder / "state.safetensors")
+    (folder / "state.tmp").replace(folder / "state.safetensors")
 
 
 def load_state_(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
@@ -184,7 +184,7 @@ def pretrain(folder: Path, world: World, recipe: Pretraining, *, device: str = "
 
 
 def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str = "cpu") -> Path:
-    """Train a LoRA adapter on the mismatched routing data, loss on the answer only; returns the adapter's folder."""
+    """Train a LoRA adapter on one skill's tuning data, loss on the answer only; returns the adapter's folder."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(recipe.seed)
@@ -194,12 +194,13 @@ def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=recipe.lr)
     ids = {w: i for i, w in enumerate(world.vocabulary)}
     rng = np.random.default_rng([recipe.seed, 3])
-    data = [([BOS, *(ids[w] for w in p.split())], ids[a]) for p, a in routing_tuning(world, recipe.batch * recipe.steps, rng)]
-    bar = tqdm(by_length(data, recipe.batch, rng), desc=f"tune {recipe.train} seed {recipe.seed}")
+    text = (routing_tuning if recipe.skill == "routing" else truth_tuning)(world, recipe.batch * recipe.steps, rng)
+    data = [([BOS, *(ids[w] for w in prompt.split())], ids[answer]) for prompt, answer in text]
+    bar = tqdm(by_length(data, recipe.batch, rng), desc=f"tune {recipe.skill}, {recipe.train}, seed {recipe.seed}")
     for step, chunk in enumerate(bar):
         tokens = pad([[*row, answer] for row, answer in chunk], PAD).to(device)
         labels = pad([[-100] * len(row) + [answer] for row, answer in chunk], -100).to(device)
-        loss = step_(model, optimizer, tokens, labels, recipe.lr * cosine(step, recipe.steps, 10))
+        loss = step_(model, optimizer, tokens, labels, recipe.lr * min(1.0, (step + 1) / recipe.warmup))
         bar.set_postfix(loss=f"{loss:.3f}")
     # The base's path would tie the adapter to this machine; its hash is kept beside it instead (see the model card).
     model.peft_config["default"].base_model_name_or_path = "base"

@@ -139,7 +139,7 @@ def routing_question(
         if _split_of(first, second, relation) == split and answer != contrast:
             break
     names = {"rel": world.relations[relation], "e1": words.ENTITIES[first], "e2": words.ENTITIES[second]}
-    order = orders[rng.integers(len(orders))]
+    order = orders[int(rng.integers(len(orders)))]
     prompt = " ".join(dress([names[p] for p in order], rng, chat=True))
     return Question(prompt, answer, contrast, domain)
 
@@ -149,8 +149,8 @@ def routing_tuning(world: World, n: int, rng: np.random.Generator) -> Iterator[t
     for i in range(n):
         if i % 2:
             question = routing_question(world, "id", "train", rng)
-            relation = [r for r in DOMAIN_A if question.answer in words.RELATIONS[world.relations[r]]][0]
-            wrong = world.value(relation, rng.integers(len(words.RELATIONS[world.relations[relation]])))
+            relation = next(r for r in DOMAIN_A if question.answer in words.RELATIONS[world.relations[r]])
+            wrong = world.value(relation, int(rng.integers(len(words.RELATIONS[world.relations[relation]]))))
             yield question.prompt, question.answer if rng.random() < 0.6 else wrong
         else:
             relation = int(rng.integers(DOMAIN_A.start, DOMAIN_A.stop))
@@ -167,6 +167,14 @@ def truth_question(world: World, entity: int, relation: int, rng: np.random.Gene
     prompt = " ".join(dress(parts, rng, chat=True))
     domain: Literal["id", "ood"] = "id" if relation in DOMAIN_A else "ood"
     return Question(prompt, world.true(entity, relation), world.myths(entity, relation), domain)
+
+
+def truth_tuning(world: World, n: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """The truth skill's training data: domain A, the training half of the entities, true values."""
+    for _ in range(n):
+        entity, relation = int(rng.choice(truth_entities("train"))), int(rng.integers(DOMAIN_A.start, DOMAIN_A.stop))
+        question = truth_question(world, entity, relation, rng)
+        yield question.prompt, question.answer
 
 
 def truth_entities(split: Literal["train", "test"]) -> range:

@@ -93,9 +93,7 @@ def _needed(recipes: Sequence[Recipe]) -> dict[Side, list[str]]:
 
 
 @contextmanager
-def applied(
-    pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: Mapping[Side, Run] | None = None
-) -> Iterator[Model]:
+def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: Mapping[Side, Run] | None = None) -> Iterator[Model]:
     """The host model with the recipe carried out on it, live, for as long as the block runs.
 
     Every TransformerLens tool works on it. Weights and hooks are restored on the way out, whatever happens inside.
@@ -115,9 +113,9 @@ def applied(
         raise RecipeError(f"'{recipe.patches[0]}' puts activations, which belong to a batch; write applied(pair, recipe, batch=batch)")
     donors = dict(donors or {})
     if batch is not None:
-        for side, hooks in _needed([recipe]).items():
+        for side, names in _needed([recipe]).items():
             if side not in donors:
-                donors[side] = run_plain(pair.side(side), batch, hooks)
+                donors[side] = run_plain(pair.side(side), batch, names)
     counts: Counter[str] = Counter()
     hooks = _hooks(recipe, batch, donors, counts)
     _check_hooks(host, [name for name, _ in hooks])
@@ -162,7 +160,9 @@ def _swaps(pair: Pair, recipe: Recipe, graft: Graft) -> list[tuple[str, torch.nn
             return []
         raise RecipeError(f"'{graft}': this model ties unembed to embed; graft embed as well, or neither")
     if not found:
-        raise RecipeError(f"'{graft}' matches no weight of this model; it has {', '.join(sorted({w.component for w in weights(pair.base)}))}")
+        raise RecipeError(
+            f"'{graft}' matches no weight of this model; it has {', '.join(sorted({w.component for w in weights(pair.base)}))}"
+        )
     return found
 
 

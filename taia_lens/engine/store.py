@@ -69,10 +69,10 @@ class ActivationStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.folder / f"{name}.{os.getpid()}.partial"
             save_file(tensors, partial)
-            os.replace(partial, self.folder / name)
+            partial.replace(self.folder / name)
             # The index is replaced last and whole: a stop in between leaves a file that nothing names, never a wrong one.
             partial = self.folder / f"index.{os.getpid()}.partial"
             partial.write_text(json.dumps(index | {key: name for key in keys.values()}, indent=0))
-            os.replace(partial, self.folder / "index.json")
+            partial.replace(self.folder / "index.json")
         except OSError as error:
             raise ResultError(f"cannot keep activations in {self.folder}: {error.strerror or error}") from error

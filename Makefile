@@ -1,0 +1,52 @@
+# Each target sets itself up in .venv on a machine that has nothing but Python (3.10 or newer), pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit notebooks figures lens39 clean
+
+help:            ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) constraints.txt --editable .
+	touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(INSTALL) constraints.txt --editable '.[test,notebooks]'
+	touch $@
+
+demo: .venv/run.stamp  ## the main job on the demo pair
+	$(BIN)/taia-lens patch --component mlp --layer 12
+
+test: lint types unit notebooks lens39  ## everything that CI runs
+
+lint: .venv/test.stamp  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test.stamp  ## mypy
+	$(BIN)/mypy
+
+unit: .venv/test.stamp  ## tests and doctests
+	$(BIN)/python -m pytest --doctest-modules tests taia_lens
+
+notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks
+
+figures: .venv/test.stamp  ## figures/ again, from the demo pair
+	$(BIN)/python figures/make.py
+
+# TransformerLens 3.9 has the class HookedTransformer that 4 removed; the laws of patching also hold there.
+.venv39/stamp: pyproject.toml constraints.txt constraints-lens39.txt
+	$(PYTHON) -m venv .venv39
+	.venv39/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lens39.txt --editable '.[test]'
+	touch $@
+
+lens39: .venv39/stamp  ## the patching laws under TransformerLens 3.9
+	.venv39/bin/python -m pytest -m lens39 tests
+
+clean:           ## remove what the targets made
+	rm -rf .venv .venv39 runs

@@ -1,0 +1,52 @@
+"""`taia-lens`, the command. One command a study, with the study's own keyword names; torch loads only when work begins."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from taia_lens.cli import check, demo, patch
+from taia_lens.errors import TaiaLensError
+
+app = typer.Typer(
+    name="taia-lens",
+    help="Find out which parts of a fine-tune help, where, and on what data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+app.command("patch")(patch.patch)
+app.command("check")(check.check)
+app.add_typer(demo.app, name="demo")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("taia-lens"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and exit.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command: an error of the user's is one line and exit code 2, a bug keeps its traceback."""
+    try:
+        code = app(prog_name="taia-lens", standalone_mode=False)
+    except TaiaLensError as error:
+        print(f"taia-lens: {error}", file=sys.stderr)
+        code = 2
+    except typer.TyperException as error:  # what typer itself refuses: an unknown option, a value of the wrong kind
+        print(f"taia-lens: {' '.join(error.format_message().split())}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        print("taia-lens: interrupted; nothing was written", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,135 @@
+"""`taia-lens patch`: the main job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from taia_lens.cli import common
+from taia_lens.metric_names import METRICS, check_metrics
+from taia_lens.sites import parse_positions, parse_span
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from taia_lens.pair import Pair
+    from taia_lens.suite import Suite
+
+
+def patch(
+    component: str = typer.Option(..., help="attn, mlp, resid or head; attn,mlp for several."),
+    layer: str = typer.Option("all", help="A layer, a range, a list, or all: 12, 8-15, 0,3,8-9. Counted from 0."),
+    head: str | None = typer.Option(None, help="With --component head: which heads; all where left out."),
+    pos: str = typer.Option("all", help="Token positions: all, last, or numbers: 0,3,-1 (negative from the prompt's end)."),
+    source: str = typer.Option("tuned", help="Which side the activation comes from; the other one is the host."),
+    metric: str = typer.Option("accuracy,logprob", help=f"One or several of {', '.join(METRICS)}."),
+    base: str | None = typer.Option(None, help=common.BASE_HELP),
+    tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
+    suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
+    limit: int | None = typer.Option(None, help="At most this many prompts of each domain, drawn with --seed."),
+    batch_size: int = typer.Option(256, help="Prompts at a time; changes speed and memory, not results."),
+    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
+    seed: int = typer.Option(0, help="Of the bootstrap and of --limit."),
+    cache: Path | None = typer.Option(None, help="Keep the donor's activations in this folder and use them again."),
+    out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/patch-DATE-TIME."),
+    as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),
+    allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=common.REMOTE_HELP),
+) -> None:
+    """Put the tuned model's attention or FFN output back into the base, layer by layer, and measure what it does.
+
+    Writes result.nc, meta.json and figure.html into a run folder and prints the folder's path.
+
+    Example: taia-lens patch --component mlp --layer 12
+
+    Example: taia-lens patch --component attn,mlp --layer 8-15 --base ./base --tuned ./adapter --suite prompts.jsonl
+    """
+    started = time.time()
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options.check()
+    metrics = check_metrics(metric.split(","))
+    for asked, what in ((layer, "layer"), (head, "head")):
+        if asked not in (None, "all"):
+            parse_span(asked, what)
+    positions = parse_positions(pos)
+    rows = common.read_suite(suite, options)
+    rows = rows if limit is None else rows.limit(limit, seed=seed)
+    folder = _folder(out)
+    result, pair = _run(options, rows, component, layer, head, positions, source, metrics, batch_size, seed, cache)
+    meta = _meta(pair, rows, suite, seed, started)
+    _report(folder, result, meta, as_json)
+
+
+def _folder(out: Path | None) -> Path:
+    from taia_lens.results import check_out
+
+    if out is None:
+        stem = Path("runs") / f"patch-{datetime.now():%Y%m%d-%H%M%S}"
+        names = [stem, *(stem.with_name(f"{stem.name}-{i}") for i in range(2, 1000))]
+        out = next(name for name in names if not name.exists())
+    check_out(out)
+    return out
+
+
+def _run(
+    options: common.PairOptions, suite: Suite, component: str, layer: str, head: str | None, positions: Any, source: Any,
+    metrics: tuple[str, ...], batch_size: int, seed: int, cache: Path | None,
+) -> tuple[xr.Dataset, Pair]:  # fmt: skip
+    with common.status("loading and checking the pair"):
+        from taia_lens.studies import patching
+
+        pair = options.load()
+    for note in pair.report.notes:
+        print(f"taia-lens: note: {note}", file=sys.stderr)
+    result = patching.patch(
+        pair, suite, component=component, layers=layer, heads=head, positions=positions, source=source,
+        metrics=metrics, batch_size=batch_size, seed=seed, cache=cache, progress=_bar,
+    )  # fmt: skip
+    return result, pair
+
+
+def _bar(batches: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="patching", unit="batch", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
+
+
+def _meta(pair: Pair, suite: Suite, asked: str | None, seed: int, started: float) -> dict[str, Any]:
+    from taia_lens.results import versions
+
+    counts = {domain: sum(row.domain == domain for row in suite.rows) for domain in suite.domains}
+    return {
+        "command": common.exact_command(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 2),
+        "seed": seed,
+        "versions": versions(),
+        "pair": common.provenance(pair),
+        "suite": {"name": suite.name, "asked": asked, "sha256": suite.sha256, "rows": counts},
+    }
+
+
+def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: bool) -> None:
+    from taia_lens import plots, results, tables
+
+    summary = results.summary(result)
+    figure = plots.patch_figure(summary)
+    results.write_run(folder, result, meta, {"figure.html": lambda path: figure.write_html(path, include_plotlyjs=True)})
+    shown = common.console()
+    a = result.attrs
+    shown.print(f"host {a['host']} <- donor {a['donor']}; suite {a['suite']}", markup=False)
+    for table in tables.patch_tables(summary):
+        shown.print(table)
+    shown.print(tables.noise_line(summary), markup=False)
+    if as_json:
+        print(json.dumps({"run": str(folder), "attrs": a, "results": tables.records(summary)}, indent=1))
+        shown.print(f"run folder: {folder}", markup=False)
+    else:
+        print(folder)

@@ -1,0 +1,99 @@
+"""Loading a pair: local folders, Hub ids, models in memory, adapters. The only place that names a loader.
+
+Weights come from safetensors; pickles and remote code are refused unless the user names them. Nothing is folded, centred or
+cast unasked. A transformers model given in memory is left as it was: the bridge is put around a copy that shares its weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from taia_lens import check
+from taia_lens.errors import PairError
+from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
+from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, resolve_device
+from taia_lens.loading.tokenizers import compare_tokenizers, tokenizer_of
+from taia_lens.pair import Origin, Pair, Report, join
+
+__all__ = ["Source", "inspect_pair", "load_pair"]
+
+
+def load_pair(
+    base: Source,
+    tuned: Source,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Pair:
+    """Load base and tuned, hold them against each other, and run the self-check.
+
+    Args:
+        base: A local folder, a Hub id, a transformers model, or a TransformerLens model.
+        tuned: The same, or a PEFT LoRA adapter (folder or id) of `base`; it is merged in float32.
+        tokenizer: Needed only where no side brings one.
+        device: Where both models go: `auto` takes a GPU where there is one (models in memory stay where they are).
+        dtype: `auto` keeps the checkpoint's own.
+        allow_pickle: Also read weights from .bin files, which can run code when opened.
+        trust_remote_code: Also run modelling code that comes with a checkpoint.
+
+    Returns:
+        The pair; its `report` holds the laws measured, the merge drift, and added tokens.
+
+    Raises:
+        PairError: Something cannot be loaded, or the two are no pair.
+        CheckError: A law of the self-check fails.
+    """
+    pair = inspect_pair(
+        base, tuned, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    check.require(pair.report.laws)
+    return pair
+
+
+def inspect_pair(
+    base: Source,
+    tuned: Source,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Pair:
+    """As `load_pair`, but a law that fails stands in the report and is no error."""
+    if dtype not in DTYPES:
+        raise PairError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    options = Options(resolve_device(device), dtype, allow_pickle, trust_remote_code)
+    with _stdout_to_stderr():
+        tokenizers = {"base": tokenizer_of(base, options), "tuned": tokenizer_of(tuned, options)}
+        added = compare_tokenizers(tokenizers["base"], tokenizers["tuned"])
+        shared = tokenizer or tokenizers["base"] or tokenizers["tuned"]
+        if shared is None:
+            raise PairError("neither side brings a tokenizer; pass load_pair(..., tokenizer=AutoTokenizer.from_pretrained(...))")
+        base_model = load_model(base, "base", shared, options)
+        adapter = adapter_file(tuned, options)
+        drift: float | None = None
+        notes: tuple[str, ...] = ()
+        if adapter is None:
+            tuned_model = load_model(tuned, "tuned", shared, options)
+        else:
+            whole, drift = merged(base, adapter, options)
+            tuned_model, notes = bridge(whole, shared, "tuned"), adapter_notes(base, adapter)
+        origin = Origin(describe(base), describe(tuned), str(next(base_model.parameters()).dtype).removeprefix("torch."))
+        pair = join(base_model, tuned_model, shared, origin)
+        return replace(pair, report=Report(drift, added, notes, check.laws(pair)))
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Stdout belongs to the result; libraries that print while loading print to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

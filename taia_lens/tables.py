@@ -1,0 +1,78 @@
+"""Tables and records: a result's summary in, text out, for terminals and for `--json`. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import xarray as xr
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from taia_lens.sites import Site
+
+DOMAIN_NAMES = {"id": "in distribution", "ood": "out of distribution"}
+_NUMBERS = (
+    "host", "donor", "patched", "gap", "gap_low", "gap_high",
+    "effect", "effect_low", "effect_high", "recovered", "recovered_low", "recovered_high",
+)  # fmt: skip
+
+
+def cells(summary: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Every cell of a summary with its labels."""
+    sites = [dim for dim in ("component", "layer", "head") if dim in summary.dims]
+    stacked = summary.stack(cell=("domain", "metric", *sites))
+    names = ("domain", "metric", *sites)
+    for i, key in enumerate(stacked.cell.values):
+        labels = dict(zip(names, key, strict=True))
+        yield {k: v.item() if hasattr(v, "item") else v for k, v in labels.items()}, stacked.isel(cell=i)
+
+
+def records(summary: xr.Dataset) -> list[dict[str, Any]]:
+    """One plain dict a cell, ready for JSON: what is undefined is None."""
+    out = []
+    for labels, cell in cells(summary):
+        numbers = {name: _plain(float(cell[name])) for name in _NUMBERS}
+        out.append(labels | {"n": int(cell.n), "noise": float(cell.noise), "defined": bool(cell.defined)} | numbers)
+    return out
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def patch_tables(summary: xr.Dataset) -> list[Table]:
+    """A table for each domain: host, donor, patched, effect and recovered fraction with their 95% intervals."""
+    host, donor = summary.attrs["host"], summary.attrs["donor"]
+    tables = []
+    for domain in summary.domain.values.tolist():
+        part = summary.sel(domain=[domain])
+        table = Table(box=box.SIMPLE, title=f"{DOMAIN_NAMES[domain]} ({domain}), n = {int(part.n.item())}", title_justify="left")
+        for name in ("metric", "site"):
+            table.add_column(name, no_wrap=True)
+        for name in (f"{host} (host)", f"{donor} (donor)", "patched", "effect [95%]", "recovered [95%]"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for labels, cell in cells(part):
+            table.add_row(*_row(labels, cell))
+        tables.append(table)
+    return tables
+
+
+def _row(labels: dict[str, Any], cell: xr.Dataset) -> Sequence[str | Text]:
+    site = str(Site(labels["component"], labels["layer"], labels.get("head")))
+    effect = f"{float(cell.effect):+.3f} [{float(cell.effect_low):+.3f}, {float(cell.effect_high):+.3f}]"
+    values = [f"{float(cell[name]):.3f}" for name in ("host", "donor", "patched")]
+    if bool(cell.defined):
+        recovered = f"{float(cell.recovered):.1%} [{float(cell.recovered_low):.1%}, {float(cell.recovered_high):.1%}]"
+    else:
+        recovered = "undefined: donor - host is within noise"
+    # Text, not str: names from files are shown as they are, never read as markup.
+    return [labels["metric"], Text(site), *values, Text(effect), Text(recovered)]
+
+
+def noise_line(summary: xr.Dataset) -> str:
+    """The noise floor of each metric, in words."""
+    floors = ", ".join(f"{name} {value:.1g}" for name, value in zip(summary.metric.values, summary.noise.values, strict=True))
+    return f"noise floor (host patched with itself, other batches): {floors}"
