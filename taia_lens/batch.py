@@ -105,16 +105,27 @@ _Encoded = tuple[list[int], int, list[int], int]
 
 
 def _encode(suite: str, row: Row, tokenizer: PreTrainedTokenizerBase) -> _Encoded:
-    prompt = tokenizer(row.prompt)["input_ids"]
-    if not prompt:
-        raise SuiteError(f"suite {suite}, row {row.id}: the prompt {row.prompt!r} has no token")
     where = f"suite {suite}, row {row.id}"
-    choices = [_one_token(where, "choice", row.prompt, prompt, c, tokenizer) for c in row.choices]
-    answer = _one_token(where, "answer", row.prompt, prompt, row.answer, tokenizer)
-    contrast = NO_TOKEN if row.contrast is None else _one_token(where, "contrast", row.prompt, prompt, row.contrast, tokenizer)
+    prompt = _ids(tokenizer, row.prompt)
+    if not prompt:
+        raise SuiteError(f"{where}: the prompt {row.prompt!r} has no token")
+
+    def one(what: str, ending: str) -> int:
+        return _one_token(where, what, row.prompt, prompt, ending, tokenizer)
+
+    choices = [one("choice", choice) for choice in row.choices]
+    answer = one("answer", row.answer)
+    contrast = NO_TOKEN if row.contrast is None else one("contrast", row.contrast)
     if len(set(choices)) != len(choices) or contrast == answer:
         raise SuiteError(f"{where}: two of its answers are the same token; they must differ")
     return prompt, answer, choices, contrast
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The text's ids as the tokenizer makes them, without an EOS that it appends: the answer follows the text, not the EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    appended = bool(ids) and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token))
+    return ids[:-1] if appended else ids
 
 
 def _one_token(where: str, what: str, text: str, prompt: list[int], ending: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -128,20 +139,15 @@ def _one_token(where: str, what: str, text: str, prompt: list[int], ending: str,
     else:
         found = f"is {len(tail)} tokens ({' | '.join(tokenizer.convert_ids_to_tokens(tail))})"
     spaced = _tail(tokenizer, f"{text} {ending}", prompt)
-    mend = (
-        f"write {' ' + ending!r} with a leading space"
-        if not ending.startswith(" ") and spaced and len(spaced) == 1
-        else "give one of one token"
-    )
+    mend = "give one of one token"
+    if not ending.startswith(" ") and spaced and len(spaced) == 1:
+        mend = f"write {' ' + ending!r} with a leading space"
     raise SuiteError(f"{where}: the {what} {ending!r} {found}, and one token is needed; {mend}")
 
 
 def _tail(tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[int]) -> list[int] | None:
     """The ids that follow the prompt's, or None where the prompt's own ids change."""
-    ids = tokenizer(text)["input_ids"]
-    # A tokenizer that appends EOS appends it to the prompt too: neither is part of what follows.
-    if prompt and prompt[-1] == tokenizer.eos_token_id and ids[-1] == tokenizer.eos_token_id:
-        ids, prompt = ids[:-1], prompt[:-1]
+    ids = _ids(tokenizer, text)
     return ids[len(prompt) :] if ids[: len(prompt)] == prompt else None
 
 

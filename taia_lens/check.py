@@ -5,16 +5,14 @@ Each law has its positive control in the tests: a broken model on which it fails
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from taia_lens.batch import NO_TOKEN, Batch
 from taia_lens.engine import Run, applied, evaluate, run_plain
 from taia_lens.errors import CheckError
-from taia_lens.pair import Law, Pair
-from taia_lens.recipe import Ablate, Patch, Recipe, Side
+from taia_lens.pair import Law, Pair, Report, weights
+from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Side
 from taia_lens.sites import RESID_PRE, Site
 
 PROBE_ROWS, PROBE_LENGTH = 2, 12
@@ -38,7 +36,8 @@ def laws(pair: Pair) -> tuple[Law, ...]:
     """Measure every law on a probe batch.
 
     Returns:
-        Residual identity of both sides, self-patch, zero-ablation of attn, mlp and head, and "patch everything gives tuned".
+        Residual identity of both sides, self-patch, zero-ablation of attn, mlp and head, "patch everything gives
+        tuned" and "graft everything gives tuned".
 
     Raises:
         SiteError: A hook is missing or does not fire.
@@ -57,19 +56,21 @@ def laws(pair: Pair) -> tuple[Law, ...]:
         _self_patch(pair, batch, runs, [*contributions, *heads]),
         *(_zero_ablation(pair, batch, runs["base"], name, site) for name, site in ablated.items()),
         _patch_everything(pair, batch, runs, [Site("embed"), *contributions]),
+        _graft_everything(pair, batch, runs),
     )
 
 
-def require(found: Iterable[Law]) -> None:
+def require(report: Report) -> None:
     """Raise where a law fails.
 
     Raises:
-        CheckError: The first law that fails, with what was measured.
+        CheckError: The first law that fails, with what was measured and what was noted while loading.
     """
-    for law in found:
+    for law in report.laws:
         if not law.holds:
+            noted = "".join(f"; {note}" for note in report.notes)
             raise CheckError(
-                f"the self-check fails: {law.name} measured {law.value:.3g}, bound {law.bound:.3g}; "
+                f"the self-check fails: '{law.name}' measured {law.value:.3g}, bound {law.bound:.3g}{noted}; "
                 f"numbers from this pair could not be trusted ('taia-lens check' prints every law)"
             )
 
@@ -117,3 +118,12 @@ def _patch_everything(pair: Pair, batch: Batch, runs: dict[Side, Run], sites: li
         got = run_plain(model, batch, [last]).acts[last][batch.mask]
     value, bound = (got - want).abs().max().item(), noise(want)
     return Law("embed and every attn and mlp patched from tuned give tuned's final residual", value, bound, value <= bound)
+
+
+def _graft_everything(pair: Pair, batch: Batch, runs: dict[Side, Run]) -> Law:
+    """Fails where the two sides run equal weights differently: another rotary base, another epsilon of a norm."""
+    components = sorted({w.component for w in weights(pair.base)})
+    recipe = Recipe("base", tuple(Graft(component, "tuned") for component in components))
+    reference = runs["tuned"].logits
+    value, bound = _gap(pair, recipe, batch, reference, {}), noise(reference)
+    return Law("base with every weight of tuned is tuned", value, bound, value <= bound)

@@ -43,12 +43,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a model: its name (without the bridge's wrappers), its component, its layer."""
+    """One tensor of a model: its name (without the bridge's wrappers), its component, its layer.
+
+    `copy` is True for the parts of a fused projection (GPT-2's c_attn, Phi-3's gate_up_proj) that the bridge splits off and
+    runs beside the fused tensor that the checkpoint has: they are swapped with it and never counted.
+    """
 
     name: str
     component: str
     layer: int | None
     parameter: nn.Parameter
+    copy: bool
+
+
+# Module that the bridge makes -> the fused one beside it that it is cut from.
+_SPLIT_FROM = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up_proj", "in": "gate_up_proj"}
 
 
 def weights(model: Model) -> list[Weight]:
@@ -64,17 +73,16 @@ def weights(model: Model) -> list[Weight]:
             # Tied embeddings are one tensor under two names; it counts as the embedding.
             if known != (component, layer) and {known[0], component} != {"embed", "unembed"}:
                 raise PairError(f"a weight lies under both {known[0]} and {component}: this architecture is not supported")
-    out = []
-    for name, parameter in model.named_parameters():
+    named = {name.replace("._original_component", ""): parameter for name, parameter in model.named_parameters()}
+    for name, parameter in named.items():
         if id(parameter) not in owner:
-            raise PairError(f"the weight {plain(name)} lies under none of {', '.join(GRAFTABLE)}: this architecture is not supported")
-        out.append(Weight(plain(name), *owner[id(parameter)], parameter))
-    return out
+            raise PairError(f"the weight {name} lies under none of {', '.join(GRAFTABLE)}: this architecture is not supported")
+    return [Weight(name, *owner[id(p)], p, _fused_name(name) in named) for name, p in named.items()]
 
 
-def plain(name: str) -> str:
-    """A parameter's name as the checkpoint has it."""
-    return name.replace("._original_component", "")
+def _fused_name(name: str) -> str | None:
+    *stem, module, kind = name.split(".")
+    return ".".join((*stem, _SPLIT_FROM[module], kind)) if stem and module in _SPLIT_FROM else None
 
 
 def _component_modules(model: Model) -> Iterator[tuple[str, int | None, nn.Module]]:
@@ -169,7 +177,7 @@ class Pair:
 
 def _fingerprint(model: Model) -> str:
     digest = hashlib.blake2b(repr(Shape.of(model)).encode(), digest_size=16)
-    for weight in sorted(weights(model), key=lambda w: w.name):
+    for weight in sorted((w for w in weights(model) if not w.copy), key=lambda w: w.name):
         tensor = weight.parameter.detach().contiguous().cpu()
         digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
@@ -202,7 +210,7 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
         difference = _difference(mine, yours)
         if difference is None:
             yours.parameter.data = mine.parameter.data
-        else:
+        elif not mine.copy:
             differences.append(difference)
     if not differences:
         raise PairError("base and tuned are identical: no tensor differs; was the adapter trained, and is tuned the right folder?")
@@ -213,6 +221,28 @@ def architecture(model: Model) -> str:
     """The name of the model's architecture; the bridge and HookedTransformer keep it under different names."""
     fields = vars(model.cfg)
     return str(fields.get("architecture") or fields.get("original_architecture") or fields["model_name"])
+
+
+# Keys of a config that change no forward pass in evaluation, or are seen elsewhere (dtype, tokenizer).
+_HARMLESS = {
+    "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "device", "dtype", "eos_token_id", "id2label",
+    "init_weights", "initializer_range", "label2id", "max_position_embeddings", "model_name", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "router_aux_loss_coef", "seed", "tokenizer_name",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def config_differences(base: Model, tuned: Model) -> tuple[str, ...]:
+    """Hyper-parameters that are not the same on both sides, in words; a graft moves weights and leaves these behind."""
+    a, b = _config(base), _config(tuned)
+    keys = [k for k in sorted(a.keys() | b.keys()) if k not in _HARMLESS and "dropout" not in k and a.get(k) != b.get(k)]
+    return tuple(f"{key} is {a.get(key)} in base and {b.get(key)} in tuned" for key in keys)
+
+
+def _config(model: Model) -> dict[str, Any]:
+    if type(model).__name__ == "HookedTransformer":
+        return model.cfg.to_dict()
+    return model.original_model.config.to_dict()
 
 
 def _same_shape(base: Model, tuned: Model) -> None:

@@ -27,6 +27,13 @@ def other(side: Side) -> Side:
     return "tuned" if side == "base" else "base"
 
 
+def _side(text: str | None, what: str) -> Side:
+    for side in SIDES:
+        if text == side:
+            return side
+    raise RecipeError(f"no {what} {text!r}; write base or tuned")
+
+
 def _at(positions: Positions) -> str:
     return "" if positions == "all" else f" @{positions if isinstance(positions, str) else ','.join(map(str, positions))}"
 
@@ -38,6 +45,10 @@ class Patch:
     site: Site
     source: Side
     positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        _side(self.source, "source")
+        parse_positions(self.positions)
 
     def __str__(self) -> str:
         return f"patch {self.site} <- {self.source}{_at(self.positions)}"
@@ -63,6 +74,7 @@ class Graft:
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        _side(self.source, "source")
         if self.component not in GRAFTABLE:
             raise RecipeError(f"{component(self.component).name!r} has no weights of its own to graft; graft one of {', '.join(GRAFTABLE)}")
 
@@ -86,8 +98,7 @@ class Recipe:
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.host not in SIDES:
-            raise RecipeError(f"no host {self.host!r}; the host is base or tuned")
+        _side(self.host, "host")
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -146,13 +157,6 @@ def parse_recipe(text: str) -> Recipe:
             raise RecipeError(f"cannot read {part!r}; write 'patch L12.mlp <- tuned', 'graft L8-15.attn <- tuned' or 'ablate L3.h5'")
         edits += _read_edit(part, match)
     return Recipe(_side(host, "host"), tuple(edits))
-
-
-def _side(text: str | None, what: str) -> Side:
-    for side in SIDES:
-        if text == side:
-            return side
-    raise RecipeError(f"no {what} {text!r}; write base or tuned")
 
 
 def _read_edit(part: str, match: re.Match[str]) -> list[Edit]:

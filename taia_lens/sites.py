@@ -70,6 +70,8 @@ class Site:
             raise SiteError(
                 f"site {self.component!r}: " + ("name a layer, e.g. L0." if row.per_layer else "has no layer: ") + self.component
             )
+        if min(self.layer or 0, self.head or 0) < 0:
+            raise SiteError(f"layer {self.layer}, head {self.head}: layers and heads count from 0")
         if (self.component == "head") != (self.head is not None):
             raise SiteError(f"L{self.layer}.{self.component}: a head is written L{self.layer}.h0, and only heads have a number")
 

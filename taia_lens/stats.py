@@ -49,7 +49,6 @@ def _bootstrap(data: tuple[Array, ...], statistic: Callable[..., Array], seed: i
         return nan, nan
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        # Degenerate cells (all examples equal) have no BCa interval; they are given their point below.
         found = stats.bootstrap(
             data,
             statistic,
@@ -60,6 +59,10 @@ def _bootstrap(data: tuple[Array, ...], statistic: Callable[..., Array], seed: i
             batch=max(1, 4_000_000 // data[0].size),  # keeps the resamples in tens of megabytes
             confidence_level=LEVEL,
             rng=np.random.default_rng(seed),
-        ).confidence_interval
-    flat = np.ptp(data[0], axis=-1) == 0
-    return np.where(flat, point, found.low), np.where(flat, point, found.high)
+        )
+        # BCa has no answer where (nearly) every resample gives one value; the percentile interval has: that value.
+        tails = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
+        plain = np.percentile(found.bootstrap_distribution, tails, axis=-1)
+    bca = found.confidence_interval
+    degenerate = np.isnan(bca.low) | np.isnan(bca.high)
+    return np.where(degenerate, plain[0], bca.low), np.where(degenerate, plain[1], bca.high)

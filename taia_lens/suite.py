@@ -78,7 +78,8 @@ def load_suite(path: str | Path) -> Suite:
     if not path.is_file():
         raise SuiteError(f"no suite file {path}; give a JSONL file, one row a line")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON text may hold other line separators (U+2028) unescaped. -sig drops a byte order mark.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (UnicodeDecodeError, PermissionError) as error:
         raise SuiteError(f"cannot read the suite {path}: {error}; it must be readable UTF-8 text") from error
     records = []

@@ -92,7 +92,7 @@ def test_a_text_that_is_no_recipe_is_refused_with_what_to_write(text: str, messa
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_host_that_is_no_side_is_refused_in_python_too() -> None:
-    with pytest.raises(RecipeError, match="no host 'host'; the host is base or tuned"):
+    with pytest.raises(RecipeError, match="no host 'host'; write base or tuned"):
         Recipe("host")  # type: ignore[arg-type]
 
 

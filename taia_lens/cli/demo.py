@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(help="The embedded demo pair: what it is, and how to make it again.", rich_markup_mode=None, invoke_without_command=True)
+app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
 
 @app.callback()
 def show(context: typer.Context) -> None:
-    """Print where the demo pair is, its suites, and its model card.
+    """The embedded demo pair: where it is, its suites, its model card; and how to make it again.
 
     Example: taia-lens demo
     """

@@ -72,10 +72,7 @@ def evaluate(
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
-    donors = dict(donors or {})
-    for side, hooks in _needed(recipes).items():
-        if side not in donors:
-            donors[side] = run_plain(pair.side(side), batch, hooks)
+    donors = _with_needed(pair, recipes, batch, donors)
     rows: dict[str, list[Tensor]] = {}
     for recipe in recipes:
         with applied(pair, recipe, batch=batch, donors=donors) as model:
@@ -84,11 +81,19 @@ def evaluate(
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
-def _needed(recipes: Sequence[Recipe]) -> dict[Side, list[str]]:
-    out: dict[Side, list[str]] = {}
+def _with_needed(pair: Pair, recipes: Sequence[Recipe], batch: Batch, donors: Mapping[Side, Run] | None) -> dict[Side, Run]:
+    """The donors' runs, with every activation that the recipes' patches take; what is missing is run here."""
+    needed: dict[Side, dict[str, None]] = {}
     for recipe in recipes:
         for patch in recipe.patches:
-            out.setdefault(patch.source, []).append(patch.site.hook)
+            needed.setdefault(patch.source, {})[patch.site.hook] = None
+    out = dict(donors or {})
+    for side, hooks in needed.items():
+        known = out[side].acts if side in out else {}
+        missing = [hook for hook in hooks if hook not in known]
+        if missing:
+            run = run_plain(pair.side(side), batch, missing)
+            out[side] = Run(run.logits, known | run.acts)
     return out
 
 
@@ -111,13 +116,9 @@ def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: M
     host = pair.side(recipe.host)
     if recipe.patches and batch is None:
         raise RecipeError(f"'{recipe.patches[0]}' puts activations, which belong to a batch; write applied(pair, recipe, batch=batch)")
-    donors = dict(donors or {})
-    if batch is not None:
-        for side, names in _needed([recipe]).items():
-            if side not in donors:
-                donors[side] = run_plain(pair.side(side), batch, names)
+    runs = {} if batch is None else _with_needed(pair, [recipe], batch, donors)
     counts: Counter[str] = Counter()
-    hooks = _hooks(recipe, batch, donors, counts)
+    hooks = _hooks(recipe, batch, runs, counts)
     _check_hooks(host, [name for name, _ in hooks])
     with ExitStack() as stack:
         stack.enter_context(_grafted(pair, recipe))
@@ -149,12 +150,11 @@ def _swaps(pair: Pair, recipe: Recipe, graft: Graft) -> list[tuple[str, torch.nn
     if graft.source == recipe.host:
         raise RecipeError(f"'{recipe}': the host is {recipe.host} already; graft from the other side")
     donor = {w.name: w.parameter for w in weights(pair.side(graft.source))}
-    found = [
-        (w.name, w.parameter, donor[w.name].data)
-        for w in weights(pair.side(recipe.host))
-        if w.component == graft.component and (graft.layers is None or w.layer in graft.layers)
-    ]
-    if not found and graft.component == "unembed":
+    of_component = [w for w in weights(pair.side(recipe.host)) if w.component == graft.component]
+    if graft.layers is not None and of_component and all(w.layer is None for w in of_component):
+        raise RecipeError(f"'{graft}': {graft.component} has no layer; write 'graft {graft.component} <- {graft.source}'")
+    found = [(w.name, w.parameter, donor[w.name].data) for w in of_component if graft.layers is None or w.layer in graft.layers]
+    if not of_component and graft.component == "unembed":
         # Tied: the unembedding is the embedding's tensor and goes with it, never alone.
         if any(g.component == "embed" and g.source == graft.source for g in recipe.grafts):
             return []
@@ -190,6 +190,9 @@ def _writer(
 
 def _where(edit: Patch | Ablate, act: Tensor, batch: Batch | None) -> Tensor:
     """True where the edit writes, broadcast over the activation: its positions, and its head if it has one."""
+    if batch is not None and act.shape[:2] != batch.tokens.shape:
+        ran, want = (" rows by ".join(map(str, shape)) for shape in (act.shape[:2], batch.tokens.shape))
+        raise RecipeError(f"'{edit}' was applied for a batch of {want} tokens and the model was run on {ran}; run it on that batch")
     if batch is None:
         if edit.positions != "all":
             raise RecipeError(f"'{edit}': positions belong to a batch; write applied(pair, recipe, batch=batch)")

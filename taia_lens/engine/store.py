@@ -45,9 +45,12 @@ class ActivationStore:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text())
+            index = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ResultError(f"{path} is damaged ({error.msg}); remove the folder {self.folder} to start afresh") from error
+        if not isinstance(index, dict):
+            raise ResultError(f"{path} is damaged (no object); remove the folder {self.folder} to start afresh")
+        return index
 
     def _read(self, index: dict[str, str], keys: dict[str, str], device: str) -> Run:
         tensors = {}

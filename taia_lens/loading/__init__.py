@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from taia_lens import check
 from taia_lens.errors import PairError
 from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
-from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, resolve_device
+from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, locate_any, resolve_device
 from taia_lens.loading.tokenizers import compare_tokenizers, tokenizer_of
-from taia_lens.pair import Origin, Pair, Report, join
+from taia_lens.pair import Origin, Pair, Report, config_differences, join
 
 __all__ = ["Source", "inspect_pair", "load_pair"]
 
@@ -36,7 +36,8 @@ def load_pair(
     """Load base and tuned, hold them against each other, and run the self-check.
 
     Args:
-        base: A local folder, a Hub id, a transformers model, or a TransformerLens model.
+        base: A local folder, a Hub id, a transformers model, or a TransformerLens model. A model in memory is left as it is and
+            shares its weights with the pair (equal tensors also with tuned): do not change them in place while the pair is used.
         tuned: The same, or a PEFT LoRA adapter (folder or id) of `base`; it is merged in float32.
         tokenizer: Needed only where no side brings one.
         device: Where both models go: `auto` takes a GPU where there is one (models in memory stay where they are).
@@ -54,7 +55,7 @@ def load_pair(
     pair = inspect_pair(
         base, tuned, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    check.require(pair.report.laws)
+    check.require(pair.report)
     return pair
 
 
@@ -73,7 +74,9 @@ def inspect_pair(
         raise PairError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
     options = Options(resolve_device(device), dtype, allow_pickle, trust_remote_code)
     with _stdout_to_stderr():
-        tokenizers = {"base": tokenizer_of(base, options), "tuned": tokenizer_of(tuned, options)}
+        for source in (base, tuned):
+            locate_any(source, options)
+        tokenizers = {"base": tokenizer_of(base, "base", options), "tuned": tokenizer_of(tuned, "tuned", options)}
         added = compare_tokenizers(tokenizers["base"], tokenizers["tuned"])
         shared = tokenizer or tokenizers["base"] or tokenizers["tuned"]
         if shared is None:
@@ -89,6 +92,7 @@ def inspect_pair(
             tuned_model, notes = bridge(whole, shared, "tuned"), adapter_notes(base, adapter)
         origin = Origin(describe(base), describe(tuned), str(next(base_model.parameters()).dtype).removeprefix("torch."))
         pair = join(base_model, tuned_model, shared, origin)
+        notes += config_differences(base_model, tuned_model)
         return replace(pair, report=Report(drift, added, notes, check.laws(pair)))
 
 

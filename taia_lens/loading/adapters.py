@@ -78,7 +78,9 @@ def _with_adapter(model: PreTrainedModel, config: Path) -> Any:
 
     weights, where = _adapter_weights(config), config.parent
     try:
-        peft_model = get_peft_model(model, PeftConfig.from_pretrained(str(where))).eval()
+        peft_config = PeftConfig.from_pretrained(str(where))
+        peft_config.base_model_name_or_path = None  # else peft warns that it puts its own idea of the name there
+        peft_model = get_peft_model(model, peft_config).eval()
         result = set_peft_model_state_dict(peft_model, weights)
     except (*LOAD_ERRORS, TypeError, json.JSONDecodeError) as error:
         raise PairError(

@@ -171,6 +171,12 @@ def locate(source: str | Path, options: Options) -> str:
     return str(path.resolve())
 
 
+def locate_any(source: Source, options: Options) -> None:
+    """Raise, before anything is loaded, where a name is neither a model, nor an adapter, nor a Hub id."""
+    if isinstance(source, (str, Path)) and not (Path(source).expanduser() / "adapter_config.json").is_file():
+        locate(source, options)
+
+
 def describe(source: Source) -> str:
     if isinstance(source, (str, Path)):
         return str(source)

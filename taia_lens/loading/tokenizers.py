@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
 from taia_lens.loading.adapters import adapter_file
-from taia_lens.loading.models import LOAD_ERRORS, Options, Source, first_line, locate
+from taia_lens.loading.models import LOAD_ERRORS, Options, Source, first_line, lens_model, locate
 
 PROBE_TEXT = 'The quick brown fox: 12.5% of naïve 東京 users\n\tsaid "hello, world" — don\'t they? def f(x): return x**2'
 
 
-def tokenizer_of(source: Source, options: Options) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(source: Source, side: str, options: Options) -> PreTrainedTokenizerBase | None:
     """The tokenizer that a side brings, or None."""
     if not isinstance(source, (str, Path)):
-        return vars(source).get("tokenizer")
+        return None if isinstance(source, PreTrainedModel) else lens_model(source, side).tokenizer
     local = Path(source).expanduser().is_dir()
     if local and not (Path(source).expanduser() / "tokenizer_config.json").is_file():
         return None
