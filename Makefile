@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit notebooks figures lens39 clean
+.PHONY: help demo test lint types unit notebooks figures kept lens39 clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -15,13 +15,13 @@ help:            ## list the targets
 	touch $@
 
 .venv/test.stamp: .venv/run.stamp
-	$(INSTALL) constraints.txt --editable '.[test,notebooks]'
+	$(INSTALL) constraints.txt --editable '.[test,notebooks,export]'
 	touch $@
 
 demo: .venv/run.stamp  ## the main job on the demo pair
 	$(BIN)/taia-lens patch --component mlp --layer 12
 
-test: lint types unit notebooks lens39  ## everything that CI runs
+test: lint types unit notebooks kept lens39  ## everything that CI runs
 
 lint: .venv/test.stamp  ## ruff
 	$(BIN)/ruff check .
@@ -36,8 +36,11 @@ unit: .venv/test.stamp  ## tests and doctests
 notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks
 
-figures: .venv/test.stamp  ## figures/ again, from the demo pair
+figures: .venv/test.stamp  ## figures/ and the README's table again, from the demo pair (SVG needs Chrome or Chromium)
 	$(BIN)/python figures/make.py
+
+kept: .venv/test.stamp  ## figures/ and the README's table hold what is computed now
+	$(BIN)/python figures/make.py --check
 
 # TransformerLens 3.9 has the class HookedTransformer that 4 removed; the laws of patching also hold there.
 .venv39/stamp: pyproject.toml constraints.txt constraints-lens39.txt

@@ -6,7 +6,6 @@ The same colour means the same thing in every figure (Okabe and Ito's palette, s
 from __future__ import annotations
 
 import html
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -52,72 +51,73 @@ def patch_figure(summary: xr.Dataset) -> go.Figure:
 
 def _title(summary: xr.Dataset) -> str:
     a = summary.attrs
-    what = {"head": "head output (z)", "resid": "residual stream"}
-    names = ", ".join(what.get(str(c), f"{c} output") for c in summary.component.values)
+    words = {"head": "head outputs (z)", "resid": "residual stream", "attn": "attn output", "mlp": "mlp output"}
+    names = " and ".join(words[str(c)] for c in summary.component.values)
     layers = summary.layer.values
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers.min()}-{layers.max()}, one at a time"
     where += "" if a["positions"] == "all" else f", positions {a['positions']}"
     n = ", ".join(f"n = {int(v)} {d}" for d, v in zip(summary.domain.values, summary.n.values, strict=True))
-    note = f"suite {html.escape(str(a['suite']))}; {n}; bars and bands: 95% paired bootstrap intervals of the effect"
+    note = f"suite {html.escape(str(a['suite']))}; {n}; 95% paired bootstrap intervals of the effect"
     return f"{a['host']} with {names} of {a['donor']} patched in: {where}<br><sup>{note}</sup>"
 
 
 def _points(summary: xr.Dataset) -> go.Figure:
-    """One layer: for each metric, host, patched and donor side by side on one axis."""
+    """One layer: for each metric, host, donor and patched on one axis, a row for each domain and component."""
     metrics = summary.metric.values.tolist()
     figure = make_subplots(rows=1, cols=len(metrics), shared_yaxes=True, horizontal_spacing=0.06)
-    host, donor = summary.attrs["host"], summary.attrs["donor"]
     for col, metric in enumerate(metrics, 1):
         part = summary.sel(metric=metric)
-        rows = [(d, c) for d in summary.domain.values for c in summary.component.values]
-        labels = [_row_label(summary, d, c) for d, c in rows]
-        ends: tuple[tuple[str, str, str], ...] = ((host, "host", "diamond"), (donor, "donor", "square"))
-        for side, name, symbol in ends:
-            x = [float(part[name].sel(domain=d)) for d, _ in rows]
-            hover = f"{name} ({side}): %{{x:.4g}}<extra></extra>"
-            marker = {"symbol": symbol, "size": 11, "color": COLOURS[side]}
-            figure.add_scatter(
-                x=x,
-                y=labels,
-                mode="markers",
-                name=f"{side} ({name})",
-                marker=marker,
-                hovertemplate=hover,
-                legendgroup=name,
-                showlegend=col == 1,
-                row=1,
-                col=col,
-            )
-        cells = [part.sel(domain=d, component=c).squeeze() for d, c in rows]
-        x = [float(cell.patched) for cell in cells]
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [float(cell.effect_high - cell.effect) for cell in cells],
-            "arrayminus": [float(cell.effect - cell.effect_low) for cell in cells],
-        }
-        marker = {"size": 12, "color": [COLOURS[str(c)] for _, c in rows], "line": {"width": 1, "color": "white"}}
+        _add_ends(figure, part, col)
+        for component in part.component.values.tolist():
+            _add_patched(figure, part, component, col)
+        figure.update_xaxes(title_text=f"{metric}<br>({part.unit.values})", showgrid=True, row=1, col=col)
+    figure.update_yaxes(autorange="reversed", showgrid=True)
+    count = summary.sizes["domain"] * summary.sizes["component"]
+    legend = {"orientation": "h", "y": -0.4 - 0.35 / count, "yanchor": "top"}
+    figure.update_layout(height=260 + 45 * count, legend=legend, margin={"t": 80, "b": 130})
+    return figure
+
+
+def _add_ends(figure: go.Figure, part: xr.Dataset, col: int) -> None:
+    """Where the unedited host and donor are."""
+    rows = [(d, c) for d in part.domain.values.tolist() for c in part.component.values.tolist()]
+    labels = [_row_label(part, d, c) for d, c in rows]
+    for name, symbol, size in (("host", "diamond-open", 15), ("donor", "square", 10)):
+        side = str(part.attrs[name])
         figure.add_scatter(
-            x=x,
+            x=[float(part[name].sel(domain=d)) for d, _ in rows],
             y=labels,
             mode="markers",
-            name=f"{host}, patched",
-            marker=marker,
-            error_x=error,
-            text=[_hover(cell) for cell in cells],
-            hovertemplate="patched: %{x:.4g}<br>%{text}<extra></extra>",
-            legendgroup="patched",
+            marker={"symbol": symbol, "size": size, "color": COLOURS[side], "line": {"width": 2}},
+            name=f"{side} ({name})",
+            legendgroup=name,
             showlegend=col == 1,
+            hovertemplate=f"{side} ({name}): %{{x:.4g}}<extra></extra>",
             row=1,
             col=col,
         )
-        figure.update_xaxes(title_text=f"{metric} ({part.unit.values!s})", showgrid=True, row=1, col=col)
-    figure.update_yaxes(autorange="reversed", showgrid=True)
-    count = summary.sizes["domain"] * summary.sizes["component"]
-    figure.update_layout(
-        height=250 + 45 * count, legend={"orientation": "h", "y": -0.28 - 0.3 / count, "yanchor": "top"}, margin={"t": 80, "b": 110}
+
+
+def _add_patched(figure: go.Figure, part: xr.Dataset, component: str, col: int) -> None:
+    """Where the patched host is, with the interval of the effect around it."""
+    domains = part.domain.values.tolist()
+    cells = [part.sel(domain=d, component=component).squeeze() for d in domains]
+    high = [float(cell.effect_high - cell.effect) for cell in cells]
+    low = [float(cell.effect - cell.effect_low) for cell in cells]
+    figure.add_scatter(
+        x=[float(cell.patched) for cell in cells],
+        y=[_row_label(part, d, component) for d in domains],
+        mode="markers",
+        marker={"size": 8, "color": COLOURS[component]},
+        error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 2, "width": 6},
+        text=[_hover(cell) for cell in cells],
+        name=f"{part.attrs['host']}, {component} patched",
+        legendgroup=f"patched {component}",
+        showlegend=col == 1,
+        hovertemplate="patched: %{x:.4g}<br>%{text}<extra></extra>",
+        row=1,
+        col=col,
     )
-    return figure
 
 
 def _row_label(summary: xr.Dataset, domain: str, component: str) -> str:
@@ -137,90 +137,92 @@ def _layers(summary: xr.Dataset) -> go.Figure:
     metrics, domains = summary.metric.values.tolist(), summary.domain.values.tolist()
     titles = [DOMAIN_NAMES[d] for d in domains]
     figure = make_subplots(
-        rows=len(metrics),
-        cols=len(domains),
+        len(metrics),
+        len(domains),
         shared_xaxes=True,
         shared_yaxes=True,
         column_titles=titles,
         horizontal_spacing=0.04,
         vertical_spacing=0.06,
     )
-    layers = summary.layer.values
+    host, donor = str(summary.attrs["host"]), str(summary.attrs["donor"])
     for row, metric in enumerate(metrics, 1):
         for col, domain in enumerate(domains, 1):
             part = summary.sel(metric=metric, domain=domain)
             for component in summary.component.values.tolist():
-                line = part.sel(component=component)
-                line = line.isel(head=0) if "head" in line.dims else line
-                colour, legend = COLOURS[component], {"legendgroup": component, "name": component}
-                band = np.concatenate([line.effect_high.values, line.effect_low.values[::-1]])
-                figure.add_scatter(
-                    x=np.concatenate([layers, layers[::-1]]),
-                    y=band,
-                    fill="toself",
-                    mode="lines",
-                    line={"width": 0},
-                    fillcolor=colour,
-                    opacity=0.2,
-                    hoverinfo="skip",
-                    showlegend=False,
-                    legendgroup=component,
-                    row=row,
-                    col=col,
-                )
-                text = [_hover(line.isel(layer=i)) for i in range(len(layers))]
-                figure.add_scatter(
-                    x=layers,
-                    y=line.effect.values,
-                    mode="lines+markers",
-                    line={"color": colour},
-                    text=text,
-                    hovertemplate="layer %{x}<br>%{text}<extra>" + component + "</extra>",
-                    showlegend=row == col == 1,
-                    row=row,
-                    col=col,
-                    **legend,
-                )
+                _add_curve(figure, part, component, row, col)
             # The donor's distance from the host: what patching everything would give.
-            figure.add_hline(
-                y=float(part.gap), line={"dash": "dot", "width": 1, "color": COLOURS[str(summary.attrs["donor"])]}, row=row, col=col
-            )
-            figure.add_hline(y=0, line={"width": 1, "color": COLOURS[str(summary.attrs["host"])]}, row=row, col=col)
-        figure.update_yaxes(title_text=f"effect on {metric}<br>({part.unit.values!s})", row=row, col=1)
-    figure.update_xaxes(title_text=f"layer (dotted: {summary.attrs['donor']} - {summary.attrs['host']})", row=len(metrics))
-    figure.update_layout(
-        height=160 + 220 * len(metrics), legend={"orientation": "h", "y": -0.3 / len(metrics), "yanchor": "top"}, margin={"t": 95, "b": 90}
-    )
+            figure.add_hline(y=float(part.gap), line={"dash": "dot", "width": 1, "color": COLOURS[donor]}, row=row, col=col)
+            figure.add_hline(y=0, line={"width": 1, "color": COLOURS[host]}, row=row, col=col)
+        figure.update_yaxes(title_text=f"effect on {metric}<br>({part.unit.values})", row=row, col=1)
+    figure.update_xaxes(title_text=f"layer (dotted: {donor} - {host})", row=len(metrics))
+    legend = {"orientation": "h", "y": -0.3 / len(metrics), "yanchor": "top"}
+    figure.update_layout(height=160 + 220 * len(metrics), legend=legend, margin={"t": 95, "b": 90})
     return figure
+
+
+def _add_curve(figure: go.Figure, part: xr.Dataset, component: str, row: int, col: int) -> None:
+    """One component's effect by layer, and the band of its interval."""
+    line = part.sel(component=component)
+    line = line.isel(head=0) if "head" in line.dims else line
+    layers, colour = line.layer.values, COLOURS[component]
+    figure.add_scatter(
+        x=np.concatenate([layers, layers[::-1]]),
+        y=np.concatenate([line.effect_high.values, line.effect_low.values[::-1]]),
+        fill="toself",
+        mode="lines",
+        line={"width": 0},
+        fillcolor=colour,
+        opacity=0.2,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=component,
+        row=row,
+        col=col,
+    )
+    figure.add_scatter(
+        x=layers,
+        y=line.effect.values,
+        mode="lines+markers",
+        line={"color": colour},
+        text=[_hover(line.isel(layer=i)) for i in range(len(layers))],
+        hovertemplate=f"layer %{{x}}<br>%{{text}}<extra>{component}</extra>",
+        name=component,
+        legendgroup=component,
+        showlegend=row == col == 1,
+        row=row,
+        col=col,
+    )
 
 
 def _heads(summary: xr.Dataset) -> go.Figure:
     """Heads: a map of the effect on the first metric by layer and head, one panel a domain; dots where the interval holds 0."""
     metric, domains = str(summary.metric.values[0]), summary.domain.values.tolist()
-    figure = make_subplots(
-        rows=1, cols=len(domains), column_titles=[DOMAIN_NAMES[d] for d in domains], horizontal_spacing=0.08, shared_yaxes=True
-    )
+    titles = [DOMAIN_NAMES[d] for d in domains]
+    figure = make_subplots(1, len(domains), column_titles=titles, horizontal_spacing=0.08, shared_yaxes=True)
     part = summary.sel(metric=metric).isel(component=0)
     limit = max(float(np.abs(part.effect).max()), 1e-12)
     for col, domain in enumerate(domains, 1):
         cells = part.sel(domain=domain).transpose("layer", "head", ...)
         unsure = ((cells.effect_low <= 0) & (cells.effect_high >= 0)).values
-        hover = [[_hover(cells.isel(layer=i, head=j)) for j in range(cells.sizes["head"])] for i in range(cells.sizes["layer"])]
-        shared: dict[str, Any] = {"colorscale": DIVERGING, "zmin": -limit, "zmax": limit, "xgap": 1, "ygap": 1}
-        bar = {"title": {"text": f"effect on<br>{metric}<br>({part.unit.values!s})"}}
+        sizes = (range(cells.sizes["layer"]), range(cells.sizes["head"]))
         figure.add_heatmap(
-            x=cells.head.values,
+            x=cells["head"].values,
             y=cells.layer.values,
             z=cells.effect.values,
-            customdata=hover,
+            zmin=-limit,
+            zmax=limit,
+            colorscale=DIVERGING,
+            xgap=1,
+            ygap=1,
+            customdata=[[_hover(cells.isel(layer=i, head=j)) for j in sizes[1]] for i in sizes[0]],
             text=np.where(unsure, "·", ""),
             texttemplate="%{text}",
-            colorbar=bar,
+            colorbar={"title": {"text": f"effect on<br>{metric}<br>({part.unit.values})"}},
             showscale=col == len(domains),
             hovertemplate="layer %{y}, head %{x}<br>%{customdata}<extra></extra>",
             row=1,
             col=col,
-            **shared,
         )
         figure.update_xaxes(title_text="head (dot: interval holds 0)", dtick=max(1, cells.sizes["head"] // 8), row=1, col=col)
     figure.update_yaxes(title_text="layer", row=1, col=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,8 +104,10 @@ def provenance(pair: Pair) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Libraries' chatter is not the user's: no loading bars, no advice, no telemetry notes."""
+    """Libraries' chatter is not the user's: no loading bars, no advice, no notes on their own deprecations."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -17,6 +17,7 @@ from taia_lens.sites import parse_positions, parse_span
 
 if TYPE_CHECKING:
     import xarray as xr
+    from rich.console import Console
 
     from taia_lens.pair import Pair
     from taia_lens.suite import Suite
@@ -123,13 +124,20 @@ def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: boo
     figure = plots.patch_figure(summary)
     results.write_run(folder, result, meta, {"figure.html": lambda path: figure.write_html(path, include_plotlyjs=True)})
     shown = common.console()
-    a = result.attrs
-    shown.print(f"host {a['host']} <- donor {a['donor']}; suite {a['suite']}", markup=False)
-    for table in tables.patch_tables(summary):
-        shown.print(table)
-    shown.print(tables.noise_line(summary), markup=False)
+    print_summary(shown, summary)
     if as_json:
-        print(json.dumps({"run": str(folder), "attrs": a, "results": tables.records(summary)}, indent=1))
+        print(json.dumps({"run": str(folder), "attrs": result.attrs, "results": tables.records(summary)}, indent=1))
         shown.print(f"run folder: {folder}", markup=False)
     else:
         print(folder)
+
+
+def print_summary(shown: Console, summary: xr.Dataset) -> None:
+    """The tables of a patching result, with what they are about above and the noise floor below."""
+    from taia_lens import tables
+
+    a = summary.attrs
+    shown.print(f"host {a['host']}, donor {a['donor']}, suite {a['suite']}; 95% paired bootstrap intervals", markup=False)
+    for table in tables.patch_tables(summary):
+        shown.print(table)
+    shown.print(tables.noise_line(summary), markup=False)

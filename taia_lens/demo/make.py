@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from taia_lens.demo import measure
+from taia_lens.demo.card import card
 from taia_lens.demo.train import Pretraining, Tuning, pretrain, tune
 from taia_lens.demo.world import World
 from taia_lens.loading import load_pair
@@ -18,7 +19,7 @@ from taia_lens.recipe import Recipe, taia, taif
 from taia_lens.suite import Suite
 
 ROUTING_RECIPES = ("base", "vanilla", "TAIA", "TAIF", "TOA", "random half, rescaled", "half of the update")
-DATA_SEED, SHIPPED_SEED = 20, 21  # of the measured and of the shipped prompts; both only from the test split
+DATA_SEED, SHIPPED_SEED = 30, 31  # of the measured and of the shipped prompts; both only from the test split
 TRUTH_STEPS = 150
 
 
@@ -47,6 +48,7 @@ def make_demo(
     write_suites(out / "suites", world)
     _collect(out, base, seeds[0])
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (out / "README.md").write_text(card(measured), encoding="utf-8")
     return out
 
 

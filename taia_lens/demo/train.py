@@ -47,7 +47,7 @@ class Tuning:
     """Recipe of the tuned side: LoRA on every projection (`train="attn"` gives TOA, `"mlp"` gives TOF)."""
 
     seed: int = 0
-    steps: int = 250
+    steps: int = 400
     batch: int = 256
     lr: float = 2e-3
     warmup: int = 10

@@ -28,7 +28,7 @@ from taia_lens.sites import PATCHABLE, Positions, Site, parse_positions, select
 from taia_lens.suite import Suite
 
 Indices = str | int | Sequence[int] | None
-NOISE_ROWS = 32
+NOISE_ROWS, NOISE_BATCH = 32, 8
 
 
 @dataclass(frozen=True)
@@ -167,25 +167,24 @@ def _stack(found: dict[str, torch.Tensor], names: Sequence[str]) -> list[np.ndar
 
 
 def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
-    """The noise floor: some rows again, one at a time, the host patched with itself at every site asked for.
+    """The noise floor: some rows again, in other batches, with the host patched with itself at every site asked for.
 
-    Patching a model with itself changes nothing but rounding, and so does running a row alone rather than in its batch.
+    Neither changes anything but rounding, so what they change is rounding.
     """
     side, worst = other(plan.source), np.zeros(len(names))
     sites = [p.site for recipe in plan.recipes for p in recipe.patches]
     recipe = Recipe(side, tuple(Patch(site, side, plan.positions) for site in sites))
-    step = max(1, len(suite) // NOISE_ROWS)
-    rows = range(0, len(suite), step)
+    rows = np.arange(0, len(suite), max(1, len(suite) // NOISE_ROWS))
     some = Suite(suite.name, tuple(suite.rows[i] for i in rows))
-    for batch in make_batches(some, pair.tokenizer, 1):
+    for batch in make_batches(some, pair.tokenizer, NOISE_BATCH):
         batch = batch.to(pair.device)
-        donor = run_plain(pair.side(plan.source), batch)
-        hooks = list(dict.fromkeys(site.hook for site in sites))
-        runs: dict[Side, Run] = {side: run_plain(pair.side(side), batch, hooks), plan.source: donor}
-        read = _readout(names, batch, runs, plan.source)
-        found = evaluate(pair, [recipe], batch, read, donors=runs)
-        again = np.stack([found[name][0].double().cpu().numpy() for name in names])
-        worst = np.maximum(worst, np.abs(again[:, 0] - host[:, rows[batch.rows[0]]]))
+        runs = {
+            side: run_plain(pair.side(side), batch, [site.hook for site in sites]),
+            plan.source: run_plain(pair.side(plan.source), batch),
+        }
+        found = evaluate(pair, [recipe], batch, _readout(names, batch, runs, plan.source), donors=runs)
+        again = np.concatenate([_stack(found, names)[i] for i in range(len(names))])
+        worst = np.maximum(worst, np.abs(again - host[:, rows[list(batch.rows)]]).max(axis=1))
     return worst
 
 
