@@ -45,7 +45,7 @@ kept: .venv/test.stamp  ## figures/ and the README's table hold what is computed
 # TransformerLens 3.9 has the class HookedTransformer that 4 removed; the laws of patching also hold there.
 .venv39/stamp: pyproject.toml constraints.txt constraints-lens39.txt
 	$(PYTHON) -m venv .venv39
-	.venv39/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lens39.txt --editable '.[test]'
+	.venv39/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lens39.txt --editable . pytest hypothesis beartype
 	touch $@
 
 lens39: .venv39/stamp  ## the patching laws under TransformerLens 3.9

@@ -63,7 +63,26 @@ def patch(
     rows = common.read_suite(suite, options)
     rows = rows if limit is None else rows.limit(limit, seed=seed)
     folder = _folder(out)
-    result, pair = _run(options, rows, component, layer, head, positions, source, metrics, batch_size, seed, cache)
+    with common.status("loading and checking the pair"):
+        from taia_lens.studies import patching
+
+        pair = options.load()
+    for note in pair.report.notes:
+        print(f"taia-lens: note: {note}", file=sys.stderr)
+    result = patching.patch(
+        pair,
+        rows,
+        component=component,
+        layers=layer,
+        heads=head,
+        positions=positions,
+        source=source,  # type: ignore[arg-type]  # the study says which there are
+        metrics=metrics,
+        batch_size=batch_size,
+        seed=seed,
+        cache=cache,
+        progress=sys.stderr.isatty(),
+    )
     meta = _meta(pair, rows, suite, seed, started)
     _report(folder, result, meta, as_json)
 
@@ -77,29 +96,6 @@ def _folder(out: Path | None) -> Path:
         out = next(name for name in names if not name.exists())
     check_out(out)
     return out
-
-
-def _run(
-    options: common.PairOptions, suite: Suite, component: str, layer: str, head: str | None, positions: Any, source: Any,
-    metrics: tuple[str, ...], batch_size: int, seed: int, cache: Path | None,
-) -> tuple[xr.Dataset, Pair]:  # fmt: skip
-    with common.status("loading and checking the pair"):
-        from taia_lens.studies import patching
-
-        pair = options.load()
-    for note in pair.report.notes:
-        print(f"taia-lens: note: {note}", file=sys.stderr)
-    result = patching.patch(
-        pair, suite, component=component, layers=layer, heads=head, positions=positions, source=source,
-        metrics=metrics, batch_size=batch_size, seed=seed, cache=cache, progress=_bar,
-    )  # fmt: skip
-    return result, pair
-
-
-def _bar(batches: Any) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(batches, desc="patching", unit="batch", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
 
 
 def _meta(pair: Pair, suite: Suite, asked: str | None, seed: int, started: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ time the host gets the activation that the donor computed from its own residual 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from tqdm.auto import tqdm
 
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import ActivationStore, Run, evaluate, run_plain
+from taia_lens.engine import ActivationStore, Readout, Run, evaluate, run_plain
 from taia_lens.errors import SiteError
 from taia_lens.metric_names import check_metrics
 from taia_lens.metrics import Context, measure
@@ -95,7 +96,7 @@ def patch(
     batch_size: int = 256,
     seed: int = 0,
     cache: str | Path | None = None,
-    progress: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Patch each site by itself and measure every prompt.
 
@@ -111,7 +112,7 @@ def patch(
         batch_size: Rows at a time; it changes speed, not results.
         seed: Of the bootstrap.
         cache: A folder in which the donor's activations are kept and found again.
-        progress: Wrapped around the batches, e.g. `tqdm`.
+        progress: Show a bar, in a notebook or on stderr.
 
     Returns:
         `host` and `donor` (metric, example), `patched` (metric, component, layer[, head], example), `noise` (metric): the
@@ -129,16 +130,20 @@ def patch(
     recipes = plan.recipes
     host = np.full((len(names), len(suite)), np.nan)
     donor, patched = host.copy(), np.full((len(names), len(recipes), len(suite)), np.nan)
-    for batch in progress(batches):
-        rows = list(batch.rows)
-        runs = _runs(pair, plan, batch, store)
-        read = _readout(names, batch, runs, plan.source)
-        for i, values in enumerate(_stack(read(runs[other(plan.source)].logits), names)):
-            host[i, rows] = values
-        for i, values in enumerate(_stack(read(runs[plan.source].logits), names)):
-            donor[i, rows] = values
-        found = evaluate(pair, recipes, batch, read, donors=runs)
-        patched[:, :, rows] = np.stack([found[name].double().cpu().numpy() for name in names])
+    with tqdm(total=len(batches) * len(recipes), desc="patching", unit="forward", leave=False, disable=not progress) as bar:
+        for batch in batches:
+            rows = list(batch.rows)
+            runs = _runs(pair, plan, batch, store)
+            read = _readout(names, batch, runs, plan.source)
+            host[:, rows] = _stack(read(runs[other(plan.source)].logits), names)
+            donor[:, rows] = _stack(read(runs[plan.source].logits), names)
+
+            def tell(logits: torch.Tensor, read: Readout = read) -> Mapping[str, torch.Tensor]:
+                bar.update()
+                return read(logits)
+
+            found = evaluate(pair, recipes, batch, tell, donors=runs)
+            patched[:, :, rows] = _stack(found, names)
     shaped = patched.reshape(len(names), *(len(v) for v in plan.coords.values()), len(suite))
     noise = _noise(pair, plan, suite, names, host)
     return results.patch_dataset(
@@ -157,13 +162,13 @@ def _runs(pair: Pair, plan: Plan, batch: Batch, store: ActivationStore | None) -
     return {host: run_plain(pair.side(host), batch), plan.source: donor}
 
 
-def _readout(names: Sequence[str], batch: Batch, runs: dict[Side, Run], source: Side) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+def _readout(names: Sequence[str], batch: Batch, runs: dict[Side, Run], source: Side) -> Readout:
     context = Context(batch, host=runs[other(source)].logits, donor=runs[source].logits)
     return partial(measure, tuple(names), context)
 
 
-def _stack(found: dict[str, torch.Tensor], names: Sequence[str]) -> list[np.ndarray]:
-    return [found[name].double().cpu().numpy() for name in names]
+def _stack(found: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
+    return np.stack([found[name].double().cpu().numpy() for name in names])
 
 
 def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
@@ -183,7 +188,7 @@ def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.
             plan.source: run_plain(pair.side(plan.source), batch),
         }
         found = evaluate(pair, [recipe], batch, _readout(names, batch, runs, plan.source), donors=runs)
-        again = np.concatenate([_stack(found, names)[i] for i in range(len(names))])
+        again = _stack(found, names)[:, 0]
         worst = np.maximum(worst, np.abs(again - host[:, rows[list(batch.rows)]]).max(axis=1))
     return worst
 
