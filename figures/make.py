@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import plotly.graph_objects as go
+from rich.console import Console
 
 import taia_lens as tl
-from taia_lens import tables
-from taia_lens.results import versions
+from taia_lens.cli.patch import print_summary
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -30,13 +30,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def quickstart() -> tuple[go.Figure, list[dict]]:
     """The figure of notebooks/01_quickstart.ipynb and of the README: the main job."""
     summary = tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component="mlp", layers=12))
-    return tl.patch_figure(summary), tables.records(summary)
+    return tl.patch_figure(summary), tl.tables.records(summary)
 
 
 def layers() -> tuple[go.Figure, list[dict]]:
     """The same over all layers, attention and FFN."""
     summary = tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component=["attn", "mlp"]))
-    return tl.patch_figure(summary), tables.records(summary)
+    return tl.patch_figure(summary), tl.tables.records(summary)
 
 
 FIGURES = {"01_quickstart": quickstart, "01_quickstart_layers": layers}
@@ -44,10 +44,6 @@ FIGURES = {"01_quickstart": quickstart, "01_quickstart_layers": layers}
 
 def main_job_text() -> str:
     """What `taia-lens patch --component mlp --layer 12` prints on a terminal, but for the run folder's path."""
-    from rich.console import Console
-
-    from taia_lens.cli.patch import print_summary
-
     out = Console(file=io.StringIO(), width=140, highlight=False)
     print_summary(out, tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component="mlp", layers=12)))
     assert isinstance(out.file, io.StringIO)
@@ -86,7 +82,7 @@ def check(name: str, records: list[dict]) -> None:
 
 
 def write(name: str, figure: go.Figure, records: list[dict]) -> None:
-    (HERE / f"{name}.json").write_text(json.dumps({"versions": versions(), "results": records}, indent=1) + "\n")
+    (HERE / f"{name}.json").write_text(json.dumps({"versions": tl.results.versions(), "results": records}, indent=1) + "\n")
     figure.write_html(HERE / f"{name}.html", include_plotlyjs=True)
     if not any(shutil.which(browser) for browser in BROWSERS):
         sys.exit("SVG files are drawn by Chrome or Chromium, and none is installed; install one (Debian: apt-get install chromium)")

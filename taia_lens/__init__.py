@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taia_lens import plots, results, tables
     from taia_lens.batch import Batch, make_batches
     from taia_lens.demo import demo_pair, demo_suite
     from taia_lens.engine import applied, evaluate
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from taia_lens.pair import Pair
     from taia_lens.plots import patch_figure
     from taia_lens.recipe import Ablate, Graft, Patch, Recipe, parse_recipe, taia, taif
-    from taia_lens.results import load, save, summary
+    from taia_lens.results import summary
     from taia_lens.sites import Site, parse_sites
     from taia_lens.studies.patching import patch
     from taia_lens.suite import Suite, load_suite, make_suite
 
+_MODULES = ("plots", "results", "tables")
 _HOME = {
     "Ablate": "recipe",
     "Batch": "batch",
@@ -37,7 +39,6 @@ _HOME = {
     "demo_pair": "demo",
     "demo_suite": "demo",
     "evaluate": "engine",
-    "load": "results",
     "load_pair": "loading",
     "load_suite": "suite",
     "make_batches": "batch",
@@ -46,7 +47,6 @@ _HOME = {
     "parse_sites": "sites",
     "patch": "studies.patching",
     "patch_figure": "plots",
-    "save": "results",
     "summary": "results",
     "taia": "recipe",
     "taif": "recipe",
@@ -65,7 +65,6 @@ __all__ = [
     "demo_pair",
     "demo_suite",
     "evaluate",
-    "load",
     "load_pair",
     "load_suite",
     "make_batches",
@@ -74,14 +73,18 @@ __all__ = [
     "parse_sites",
     "patch",
     "patch_figure",
-    "save",
+    "plots",
+    "results",
     "summary",
+    "tables",
     "taia",
     "taif",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"taia_lens.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'taia_lens' has no attribute {name!r}")
     return getattr(import_module(f"taia_lens.{_HOME[name]}"), name)

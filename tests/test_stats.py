@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from taia_lens import stats
 from taia_lens.stats import mean_interval, ratio_interval
 
 
@@ -105,3 +106,15 @@ def test_the_seed_alone_decides() -> None:
     np.testing.assert_array_equal(once, again)
     assert (once[0] != other[0]).any() and once[0].shape == (3, 4)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # numpy's global state is not touched
+
+
+def test_many_examples_are_no_problem_and_the_two_methods_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).exponential(size=(1, stats.BCA_UP_TO))
+    bca = np.array(stats.mean_interval(values, seed=0))
+    monkeypatch.setattr(stats, "BCA_UP_TO", 1)
+    percentile = np.array(stats.mean_interval(values, seed=0))
+    width = bca[1] - bca[0]
+    assert (np.abs(bca - percentile) < 0.1 * width).all()
+    assert not np.array_equal(bca, percentile)  # they are two methods
+    low, high = stats.mean_interval(np.random.default_rng(1).normal(size=(2, 20_000)), seed=0)
+    assert ((low < 0.05) & (high > -0.05)).all()

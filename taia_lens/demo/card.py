@@ -38,7 +38,7 @@ _ROUTING = """
 
 TAIA is base with tuned's attention weights, TAIF base with tuned's FFN weights (norms and embeddings are equal in
 both); TOA is another fine-tune, with LoRA on attention only. The controls: a random half of every update, rescaled by
-2 (DARE), and all of the update times a half. One base, {n_seeds} tuning runs; mean over prompts [95% BCa interval].
+2 (DARE), and all of the update times a half. One base, {n_seeds} tuning runs; mean over prompts [95% bootstrap interval].
 """
 
 _TRUTH = """
