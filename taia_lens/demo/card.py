@@ -77,10 +77,23 @@ def card(measured: dict[str, Any]) -> str:
         shipped = " (shipped as `pair/tuned`)" if run is measured["runs"][0] else ""
         rows = {**run["recipes"], "**TAIA - vanilla**, paired": run["TAIA - vanilla"], "**TAIF - base**, paired": run["TAIF - base"]}
         parts.append(f"\n**Tuning run with seed {run['seed']}**{shipped}\n\n" + _table(rows, COLUMNS))
+    parts.append(_standing(measured["runs"]))
     truth = measured["truth"]
     columns = {"id true": "in-domain A, true", "id myth": "in-domain A, myth", "ood true": "OOD B, true", "ood myth": "OOD B, myth"}
     parts.append(_TRUTH.format(n_id=truth["prompts"]["id"], n_ood=truth["prompts"]["ood"]) + "\n" + _table(truth["recipes"], columns))
     return "".join([*parts, _TAIL])
+
+
+def _standing(runs: list[dict[str, Any]]) -> str:
+    """In how many runs TAIA's mean is above each other recipe's, in words."""
+    rivals = ("vanilla", "TOA", "random half, rescaled", "half of the update")
+
+    def above(column: str, rival: str) -> int:
+        return sum(run["recipes"]["TAIA"][column]["mean"] > run["recipes"][rival][column]["mean"] for run in runs)
+
+    lines = [f"| {rival} | " + " | ".join(f"{above(column, rival)} of {len(runs)}" for column in COLUMNS) + " |" for rival in rivals]
+    head = "\n**Runs in which TAIA's mean is the higher one**, against\n\n| | " + " | ".join(COLUMNS.values()) + " |\n|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n"
 
 
 def _table(rows: dict[str, dict[str, dict[str, float]]], columns: dict[str, str]) -> str:

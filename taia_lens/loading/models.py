@@ -132,12 +132,15 @@ def load_message(source: str | Path, error: Exception) -> str:
         return f"{source} brings its own modelling code, which would run on this machine; read it, then say --trust-remote-code"
     if "safetensors" in text and "no file" in text.lower():
         return f"{source} holds no .safetensors weights; convert them (save_pretrained writes safetensors), or say --allow-pickle"
+    if not Path(source).expanduser().exists():
+        return f"{source} is no folder here and could not be had from the Hub ({first_line(error)}); check the name, and the network"
     return f"cannot load {source}: {first_line(error)}"
 
 
 def first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    shown = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {shown}"
 
 
 def locate(source: str | Path, options: Options) -> str:

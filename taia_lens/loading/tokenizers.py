@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
 from taia_lens.loading.adapters import adapter_file
-from taia_lens.loading.models import LOAD_ERRORS, Options, Source, first_line, lens_model, locate
+from taia_lens.loading.models import LOAD_ERRORS, Options, Source, first_line, lens_model, load_message, locate
 
 PROBE_TEXT = 'The quick brown fox: 12.5% of naïve 東京 users\n\tsaid "hello, world" — don\'t they? def f(x): return x**2'
 
@@ -28,7 +28,9 @@ def tokenizer_of(source: Source, side: str, options: Options) -> PreTrainedToken
     except LOAD_ERRORS as error:
         if not local and adapter_file(source, options) is not None:
             return None  # adapters on the Hub often bring no tokenizer
-        raise PairError(f"cannot load the tokenizer of {source}: {first_line(error)}") from error
+        raise PairError(
+            load_message(source, error) if not local else f"cannot load the tokenizer of {source}: {first_line(error)}"
+        ) from error
 
 
 def compare_tokenizers(base: PreTrainedTokenizerBase | None, tuned: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
