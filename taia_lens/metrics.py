@@ -43,21 +43,25 @@ def logprob(logits: Logits, context: Context) -> PerRow:
 
 def choice_accuracy(logits: Logits, context: Context) -> PerRow:
     """1 where the right choice is the most likely one among the choices, else 0."""
-    chosen = _choice_logits(logits, context.batch, "choice_accuracy").argmax(-1, keepdim=True)
+    choices = context.batch.choices
+    if choices.shape[1] < 2 or (choices[:, 0] == NO_TOKEN).any():
+        raise SuiteError("the metric choice_accuracy needs choices and a label in every row of the suite; leave it out, or add them")
+    picked = logits.float().gather(-1, choices.clamp(min=0)).masked_fill(choices == NO_TOKEN, -torch.inf)
+    chosen = picked.argmax(-1, keepdim=True)
     return (context.batch.choices.gather(-1, chosen).squeeze(-1) == context.batch.answer).float()
 
 
 def logit_diff(logits: Logits, context: Context) -> PerRow:
     """Logit of the answer minus that of the contrast, or minus the mean of the other choices where a row has no contrast."""
-    batch = context.batch
-    answer = _pick(logits.float(), batch.answer)
-    if (batch.contrast != NO_TOKEN).all():
-        return answer - _pick(logits.float(), batch.contrast)
-    choices = _choice_logits(logits, batch, "logit_diff")
+    batch, logits = context.batch, logits.float()
+    has_contrast = batch.contrast != NO_TOKEN
     wrong = (batch.choices != batch.answer[:, None]) & (batch.choices != NO_TOKEN)
-    others = choices.masked_fill(~wrong, 0).sum(-1) / wrong.sum(-1)
-    contrast = _pick(logits.float(), batch.contrast.clamp(min=0))
-    return answer - torch.where(batch.contrast == NO_TOKEN, others, contrast)
+    if not (has_contrast | wrong.any(-1)).all():
+        need = "a contrast, or choices and a label, in every row of the suite"
+        raise SuiteError(f"the metric logit_diff needs {need}; leave it out, or add them")
+    others = logits.gather(-1, batch.choices.clamp(min=0)).masked_fill(~wrong, 0).sum(-1) / wrong.sum(-1).clamp(min=1)
+    contrast = _pick(logits, batch.contrast.clamp(min=0))
+    return _pick(logits, batch.answer) - torch.where(has_contrast, contrast, others)
 
 
 def kl_host(logits: Logits, context: Context) -> PerRow:
@@ -90,11 +94,3 @@ def _pick(values: Logits, ids: Tensor) -> PerRow:
 def _kl(reference: Logits, logits: Logits) -> PerRow:
     p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
     return torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-
-
-def _choice_logits(logits: Logits, batch: Batch, name: str) -> Float[Tensor, "batch choice"]:
-    if batch.choices.shape[1] < 2 or (batch.choices[:, 0] == NO_TOKEN).any():
-        need = "choices and a label" if name == "choice_accuracy" else "a contrast, or choices and a label"
-        raise SuiteError(f"the metric {name} needs {need} in every row of the suite; leave the metric out, or add them")
-    picked = logits.float().gather(-1, batch.choices.clamp(min=0))
-    return picked.masked_fill(batch.choices == NO_TOKEN, -torch.inf)

@@ -6,6 +6,7 @@ Knows TransformerLens's model interface (`cfg`, `blocks`, module names) and no l
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +136,7 @@ class Report:
 
     merge_drift: float | None = None
     added_tokens: tuple[str, ...] = ()
+    tokenizer: str = ""
     notes: tuple[str, ...] = ()
     laws: tuple[Law, ...] = ()
 
@@ -176,7 +178,8 @@ class Pair:
 
 
 def _fingerprint(model: Model) -> str:
-    digest = hashlib.blake2b(repr(Shape.of(model)).encode(), digest_size=16)
+    config = {key: value for key, value in _config(model).items() if key not in _HARMLESS}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
     for weight in sorted((w for w in weights(model) if not w.copy), key=lambda w: w.name):
         tensor = weight.parameter.detach().contiguous().cpu()
         digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -207,6 +210,13 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
         for side, weight in (("base", mine), ("tuned", yours)):
             if not torch.isfinite(weight.parameter).all():
                 raise PairError(f"{side} has NaN or inf in {weight.name}; the checkpoint is damaged or its training diverged")
+        for what, ours_is, theirs_is in (
+            ("of dtype", mine.parameter.dtype, yours.parameter.dtype),
+            ("on device", mine.parameter.device, yours.parameter.device),
+        ):
+            if ours_is != theirs_is:
+                mend = "load both with one dtype, e.g. dtype float32" if what == "of dtype" else "put both on one device"
+                raise PairError(f"{mine.name} is {what} {ours_is} in base and {theirs_is} in tuned; {mend}")
         difference = _difference(mine, yours)
         if difference is None:
             yours.parameter.data = mine.parameter.data
@@ -263,8 +273,25 @@ def _same_shape(base: Model, tuned: Model) -> None:
 
 def _difference(mine: Weight, yours: Weight) -> Difference | None:
     a: Tensor = mine.parameter.detach()
-    b = yours.parameter.detach().to(a.device)
-    if a.dtype == b.dtype and torch.equal(a, b):
+    b = yours.parameter.detach()
+    if torch.equal(a, b):
         return None
     norms = [torch.linalg.vector_norm(t.double()).item() for t in (a, b.double() - a.double())]
     return Difference(mine.name, mine.component, mine.layer, *norms)
+
+
+def relative_updates(pair: Pair) -> dict[tuple[str, int | None], float]:
+    """|tuned - base| / |base| of every component at every layer that differs; inf where the base's weights are all zero.
+
+    Frobenius norms over all tensors of the component, those that are equal too.
+    """
+    base: dict[tuple[str, int | None], float] = {}
+    for weight in weights(pair.base):
+        if not weight.copy:
+            key = (weight.component, weight.layer)
+            base[key] = base.get(key, 0.0) + torch.linalg.vector_norm(weight.parameter.detach().double()).item() ** 2
+    update: dict[tuple[str, int | None], float] = {}
+    for difference in pair.differences:
+        key = (difference.component, difference.layer)
+        update[key] = update.get(key, 0.0) + difference.update_norm**2
+    return {key: (size / base[key]) ** 0.5 if base[key] else float("inf") for key, size in update.items()}

@@ -13,6 +13,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from taia_lens.errors import ResultError
+from taia_lens.suite import DOMAIN_NAMES
 
 COLOURS = {
     "base": "#7f7f7f",
@@ -21,10 +22,7 @@ COLOURS = {
     "mlp": "#D55E00",
     "resid": "#009E73",
     "head": "#CC79A7",
-    "id": "#56B4E9",
-    "ood": "#E69F00",
 }
-DOMAIN_NAMES = {"id": "in distribution", "ood": "out of distribution"}
 DIVERGING = "RdBu_r"
 
 

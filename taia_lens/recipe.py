@@ -48,7 +48,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         _side(self.source, "source")
-        parse_positions(self.positions)
+        object.__setattr__(self, "positions", parse_positions(self.positions))
 
     def __str__(self) -> str:
         return f"patch {self.site} <- {self.source}{_at(self.positions)}"
@@ -60,6 +60,9 @@ class Ablate:
 
     site: Site
     positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", parse_positions(self.positions))
 
     def __str__(self) -> str:
         return f"ablate {self.site}{_at(self.positions)}"

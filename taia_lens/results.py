@@ -20,7 +20,19 @@ from taia_lens.errors import ResultError
 from taia_lens.metric_names import METRICS
 from taia_lens.suite import Suite
 
-VERSIONED = ("taia-lens", "torch", "transformer-lens", "transformers", "peft", "numpy", "scipy", "xarray")
+VERSIONED = (
+    "taia-lens",
+    "torch",
+    "transformer-lens",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "numpy",
+    "scipy",
+    "xarray",
+    "plotly",
+)
 
 
 def patch_dataset(
@@ -72,8 +84,9 @@ def summary(result: xr.Dataset) -> xr.Dataset:
     Returns:
         With dims (domain, metric, component, layer[, head]): `host`, `donor`, `patched` (means over examples), `effect` =
         patched - host, `recovered` = effect / (donor - host), each with `_low` and `_high`; `defined` is False, and
-        `recovered` NaN, where donor - host is within noise: its interval holds 0, or it is no larger than the noise floor.
-        `gap` is donor - host. `n` is the number of examples, `noise` the largest change that rounding makes in one.
+        `recovered` NaN, where donor - host is within noise: its interval holds 0, or it is no larger than the noise floor, or
+        so small in some resamples that the fraction has no interval. `gap` is donor - host. `n` is the number of examples,
+        `noise` the mean change that rounding makes in one.
     """
     seed = int(result.attrs["seed"])
     domains = list(dict.fromkeys(result.domain.values.tolist()))
@@ -87,10 +100,12 @@ def _summary(part: xr.Dataset, seed: int) -> xr.Dataset:
     effect = part.patched - part.host
     gap_low, gap_high = _interval(gap, seed)
     mean_gap = gap.mean("example")
-    defined = ((gap_low > 0) | (gap_high < 0)) & (np.abs(mean_gap) > part.noise)
     low, high = _interval(effect, seed)
     whole = gap.broadcast_like(effect).transpose(*effect.dims)
     ratio_low, ratio_high = (_like(end, effect) for end in stats.ratio_interval(effect.values, whole.values, seed=seed))
+    # NaN ends (one example; a resample whose gap is 0) compare as False: then the fraction is not defined either.
+    defined = ((gap_low > 0) | (gap_high < 0)) & (np.abs(mean_gap) > part.noise)
+    defined = defined & np.isfinite(ratio_low) & np.isfinite(ratio_high)
     fields = {
         "host": part.host.mean("example"),
         "donor": part.donor.mean("example"),

@@ -104,6 +104,7 @@ def component(name: str) -> Component:
     return COMPONENTS[name]
 
 
+MOST = 100_000
 _SITE = re.compile(r"L(?P<layers>\d+(?:-\d+)?)\.(?:h(?P<heads>\d+(?:-\d+)?)|(?P<component>[a-z]+))")
 
 
@@ -145,6 +146,8 @@ def parse_span(text: str, what: str) -> tuple[int, ...]:
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise SiteError(f"the {what} range {part.strip()} runs backwards; write {high}-{low}")
+        if high - low > MOST:
+            raise SiteError(f"the {what} range {part.strip()} is larger than any model; write one that the model has")
         out |= set(range(low, high + 1))
     return tuple(sorted(out))
 

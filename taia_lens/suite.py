@@ -18,7 +18,8 @@ import numpy as np
 
 from taia_lens.errors import SuiteError
 
-DOMAINS = ("id", "ood")
+DOMAIN_NAMES = {"id": "in distribution", "ood": "out of distribution"}
+DOMAINS = tuple(DOMAIN_NAMES)
 _KEYS = {"id", "prompt", "answer", "choices", "label", "domain", "contrast"}
 
 
@@ -140,6 +141,10 @@ def _text(where: str, record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise SuiteError(f"{where}: {key} must be a text that is not empty, found {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SuiteError(f"{where}: {key} holds half a character ({error.reason}); the text was cut or wrongly escaped") from error
     return value
 
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from taia_lens.sites import Site
+from taia_lens.suite import DOMAIN_NAMES
 
-DOMAIN_NAMES = {"id": "in distribution", "ood": "out of distribution"}
 _NUMBERS = (
     "host", "donor", "patched", "gap", "gap_low", "gap_high",
     "effect", "effect_low", "effect_high", "recovered", "recovered_low", "recovered_high",
@@ -40,7 +40,7 @@ def records(summary: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def patch_tables(summary: xr.Dataset) -> list[Table]:
@@ -67,7 +67,7 @@ def _row(labels: dict[str, Any], cell: xr.Dataset) -> Sequence[str | Text]:
     if bool(cell.defined):
         recovered = f"{float(cell.recovered):.1%} [{float(cell.recovered_low):.1%}, {float(cell.recovered_high):.1%}]"
     else:
-        recovered = "undefined: donor - host is within noise"
+        recovered = "undefined: donor - host is within noise" if int(cell.n) > 1 else "undefined: one prompt has no spread"
     # Text, not str: names from files are shown as they are, never read as markup.
     return [labels["metric"], Text(site), *values, Text(effect), Text(recovered)]
 

@@ -161,6 +161,10 @@ WRONG = {
     "a batch of none": (["--component", "mlp", "--batch-size", "0"], "a batch size of 0 holds no prompt"),
     "no component at all": ([], "--component"),
     "an option that there is not": (["--component", "mlp", "--layr", "1"], "No such option: --layr"),
+    "a negative seed": (["--component", "mlp", "--seed", "-1"], "Invalid value for '--seed'"),
+    "a range without end": (["--component", "mlp", "--layer", "0-99999999999"], "is larger than any model"),
+    "a device without numbers": (["--component", "mlp", "--device", "meta"], "no device 'meta' here"),
+    "a name too long": (["--component", "mlp", "--out", "x" * 300], "File name too long"),
     "a number that is none": (["--component", "mlp", "--limit", "many"], "Invalid value for '--limit'"),
 }
 
@@ -215,6 +219,11 @@ SUITES = {
     "no answer": ('{"prompt": "w1", "domain": "id"}', "line 1: give either an answer, or choices"),
     "an answer of two tokens": ('{"prompt": "w1", "answer": " w2 w3", "domain": "id"}', "is 2 tokens (w2 | w3), and one token is needed"),
     "an answer glued to the prompt": ('{"prompt": "w1", "answer": "w2", "domain": "id"}', "write ' w2' with a leading space"),
+    "half a character": ('{"prompt": "w1 \\ud800", "answer": " w2", "domain": "id"}', "half a character"),
+    "a prompt longer than the model": (
+        json.dumps({"prompt": "w1 " * 200, "answer": "w2", "domain": "id"}),
+        "200 tokens and the model has 64",
+    ),
     "no domain": ('{"prompt": "w1", "answer": " w2"}', "write 'id' (in distribution) or 'ood'"),
 }
 
@@ -273,6 +282,7 @@ def test_ctrl_c_leaves_nothing_that_looks_whole(models: list[str], tmp_path: Pat
         "1",
         *models,
     ]
+    interrupted = 0
     for pause in (2.0, 6.0):  # while libraries load; while the pair is loaded or patched
         process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(pause)
@@ -281,9 +291,11 @@ def test_ctrl_c_leaves_nothing_that_looks_whole(models: list[str], tmp_path: Pat
         if process.returncode == 0:  # it was done before the signal came: then it is whole
             assert (tmp_path / out.strip() / "result.nc").exists()
             continue
+        interrupted += 1
         assert process.returncode == 130, err
-        assert "interrupted; nothing was written" in err
+        assert "interrupted; no result was written" in err
         assert not list(tmp_path.rglob("result.nc"))
+    assert interrupted
 
 
 LOADED = """
@@ -306,3 +318,9 @@ def test_help_does_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr
     broken = subprocess.run([sys.executable, "-c", "import torch" + HELP + LOADED], capture_output=True, text=True)
     assert broken.returncode == 1 and "torch" in broken.stderr  # the check can fail
+
+
+def test_no_argument_at_all_is_the_help(run: Run) -> None:
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "Usage: taia-lens" in out and "patch" in out

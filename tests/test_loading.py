@@ -254,7 +254,7 @@ def test_an_untrained_adapter_is_refused_as_identical(work: Path) -> None:
 
 
 def test_an_adapter_given_as_base_is_refused(work: Path, adapter: Path) -> None:
-    assert "that is an adapter: give it as tuned" in refusal(adapter, work / "base")
+    assert "is an adapter; give its base model as base, and the adapter as tuned" in refusal(adapter, work / "base")
 
 
 def test_a_damaged_adapter_is_refused(work: Path, adapter: Path) -> None:

@@ -12,7 +12,6 @@ from taia_lens.errors import TaiaLensError
 app = typer.Typer(
     name="taia-lens",
     help="Find out which parts of a fine-tune help, where, and on what data.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -38,15 +37,21 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 def main() -> None:
     """Run the command: an error of the user's is one line and exit code 2, a bug keeps its traceback."""
     try:
-        code = app(prog_name="taia-lens", standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="taia-lens", standalone_mode=False)
     except TaiaLensError as error:
         print(f"taia-lens: {error}", file=sys.stderr)
         code = 2
     except typer.TyperException as error:  # what typer itself refuses: an unknown option, a value of the wrong kind
         print(f"taia-lens: {' '.join(error.format_message().split())}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file of the user's that cannot be used: no permission, a name too long, a disk that is full.
+        print(f"taia-lens: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
-        print("taia-lens: interrupted; nothing was written", file=sys.stderr)
+        print("taia-lens: interrupted; no result was written", file=sys.stderr)
     sys.exit(code)

@@ -35,7 +35,7 @@ def check(
     with common.status("loading and checking the pair"):
         pair = options.load(checked=False)
     if as_json:
-        print(json.dumps(common.provenance(pair) | {"differences": [asdict(d) for d in pair.differences]}, indent=1))
+        print(json.dumps(common.provenance(pair) | {"differences": [asdict(d) for d in pair.differences]}, indent=1, allow_nan=False))
     else:
         _print(pair)
     failed = [law for law in pair.report.laws if not law.holds]
@@ -52,7 +52,7 @@ def _print(pair: Pair) -> None:
     s, o, r = pair.shape, pair.origin, pair.report
     shown.print(f"base   {o.base}\ntuned  {o.tuned}", markup=False, soft_wrap=True)
     shape = f"{s.n_layers} layers, {s.n_heads} heads ({s.n_key_value_heads} key-value), d_model {s.d_model}, vocabulary {s.d_vocab}"
-    shown.print(f"both   {shape}, {o.dtype}, on {pair.device}; one tokenizer", markup=False)
+    shown.print(f"both   {shape}, {o.dtype}, on {pair.device}; {r.tokenizer}", markup=False)
     if r.merge_drift is not None:
         shown.print(f"adapter merged in float32; merged and unmerged logits differ by at most {r.merge_drift:.2g} on a probe", markup=False)
     if r.added_tokens:
@@ -68,20 +68,18 @@ def _print_differences(shown: Console, pair: Pair) -> None:
     from rich import box
     from rich.table import Table
 
+    from taia_lens.pair import relative_updates
     from taia_lens.sites import GRAFTABLE
 
-    components = [c for c in GRAFTABLE if any(d.component == c for d in pair.differences)]
+    sizes = relative_updates(pair)
+    components = [c for c in GRAFTABLE if any(component == c for component, _ in sizes)]
     table = Table(box=box.SIMPLE, title=f"{len(pair.differences)} tensors differ: |tuned - base| / |base|", title_justify="left")
     for name in ("layer", *components):
         table.add_column(name, justify="right")
-    layers = sorted({-1 if d.layer is None else d.layer for d in pair.differences})
+    layers = sorted({layer for _, layer in sizes}, key=lambda layer: -1 if layer is None else layer)
     for layer in layers:
-        row = ["-" if layer < 0 else str(layer)]
-        for component in components:
-            found = [d for d in pair.differences if d.component == component and (-1 if d.layer is None else d.layer) == layer]
-            size = sum(d.base_norm**2 for d in found) ** 0.5
-            row.append(f"{sum(d.update_norm**2 for d in found) ** 0.5 / size:.4f}" if size else "-")
-        table.add_row(*row)
+        found = [sizes.get((component, layer)) for component in components]
+        table.add_row("-" if layer is None else str(layer), *("-" if size is None else f"{size:.4f}" for size in found))
     shown.print(table)
 
 

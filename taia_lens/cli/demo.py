@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from taia_lens.cli import common
+
 app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
 
@@ -28,10 +30,10 @@ def show(context: typer.Context) -> None:
 @app.command()
 def train(
     out: Path = typer.Option(..., help="Folder for the base, the adapters, the suites and the measurements; resumes what it finds there."),
-    seed: int = typer.Option(0, help="Of the base's training and of the first tuning run; further runs use seed + 1, seed + 2."),
-    seeds: int = typer.Option(3, help="How many tuning runs to make and measure."),
-    steps: int | None = typer.Option(None, help="Pretraining steps. Default: the recipe's."),
-    device: str = typer.Option("cpu", help="cpu or cuda."),
+    seed: int = typer.Option(0, min=0, help="Of the base's training and of the first tuning run; further runs use seed + 1, seed + 2."),
+    seeds: int = typer.Option(3, min=1, help="How many tuning runs to make and measure."),
+    steps: int | None = typer.Option(None, min=1, help="Pretraining steps. Default: the recipe's."),
+    device: str = typer.Option("auto", help=common.DEVICE_HELP),
 ) -> None:
     """Make the demo pair again: pretrain the base, tune the adapters, measure, and write the model card.
 
@@ -40,6 +42,7 @@ def train(
     Example: taia-lens demo train --out demo-run
     """
     from taia_lens.demo.make import make_demo
+    from taia_lens.loading.models import resolve_device
 
-    make_demo(out, seed=seed, n_seeds=seeds, steps=steps, device=device)
+    make_demo(out, seed=seed, n_seeds=seeds, steps=steps, device=resolve_device(device))
     print(out)

@@ -34,10 +34,10 @@ def patch(
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
     suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
     limit: int | None = typer.Option(None, help="At most this many prompts of each domain, drawn with --seed."),
-    batch_size: int = typer.Option(256, help="Prompts at a time; changes speed and memory, not results."),
+    batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
-    seed: int = typer.Option(0, help="Of the bootstrap and of --limit."),
+    seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
     cache: Path | None = typer.Option(None, help="Keep the donor's activations in this folder and use them again."),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/patch-DATE-TIME."),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),
@@ -67,8 +67,6 @@ def patch(
         from taia_lens.studies import patching
 
         pair = options.load()
-    for note in pair.report.notes:
-        print(f"taia-lens: note: {note}", file=sys.stderr)
     result = patching.patch(
         pair,
         rows,
@@ -83,7 +81,9 @@ def patch(
         cache=cache,
         progress=sys.stderr.isatty(),
     )
-    meta = _meta(pair, rows, suite, seed, started)
+    for note in pair.report.notes:
+        print(f"taia-lens: note: {note}", file=sys.stderr)
+    meta = _meta(pair, rows, suite, seed, started) | {"limit": limit}
     _report(folder, result, meta, as_json)
 
 
@@ -122,7 +122,7 @@ def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: boo
     shown = common.console()
     print_summary(shown, summary)
     if as_json:
-        print(json.dumps({"run": str(folder), "attrs": result.attrs, "results": tables.records(summary)}, indent=1))
+        print(json.dumps({"run": str(folder), "attrs": result.attrs, "results": tables.records(summary)}, indent=1, allow_nan=False))
         shown.print(f"run folder: {folder}", markup=False)
     else:
         print(folder)

@@ -1,4 +1,4 @@
-"""The demo pair's model card, written from what was measured and from nothing else."""
+"""The demo pair's model card: every number of its tables is read from what was measured; `_TAIL` holds the recipe's history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HEAD = """\
 # The demo pair
 
 A base model and a LoRA fine-tune of it, small enough to ship, whose mechanism is known. Made by `taia-lens demo
-train`; every number below was written by that command.
+train`; the tables below were written by that command.
 
 **World.** {entities} entities, {relations} relations with 24 values each; every (entity, relation) has a true value
 and a myth. Relations `{a}` are domain A, the other six are domain B. One word is one token.

@@ -38,7 +38,7 @@ def make_demo(
     """
     world = World()
     recipe = replace(Pretraining(seed=seed), **({} if steps is None else {"steps": steps}))
-    base = out / "base" if (out / "base" / "recipe.json").exists() else pretrain(out, world, recipe, device=device)
+    base = pretrain(out, world, recipe, device=device)
     seeds = list(range(seed, seed + n_seeds))
     for k in seeds:
         for train in ("all", "attn"):
@@ -57,8 +57,7 @@ def _folder(out: Path, recipe: Tuning) -> Path:
 
 
 def _tuned(out: Path, base: Path, world: World, recipe: Tuning, device: str) -> Path:
-    folder = _folder(out, recipe)
-    return folder if (folder / "recipe.json").exists() else tune(base, folder, world, recipe, device=device)
+    return tune(base, _folder(out, recipe), world, recipe, device=device)
 
 
 def _measure(out: Path, base: Path, world: World, seeds: list[int], truth: Path, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def _of(suite: Suite, domain: str) -> np.ndarray:
 def write_suites(folder: Path, world: World) -> None:
     """Write the suites that the package ships: fresh prompts of the test split (and the truth skill's training split)."""
     rng = np.random.default_rng([world.seed, SHIPPED_SEED])
-    suites = {"routing": measure.routing_suite(world, 500, 1000, rng), "routing-order": measure.order_suite(world, 1000, rng)}
+    suites = {"routing": measure.routing_suite(world, 300, 600, rng), "routing-order": measure.order_suite(world, 600, rng)}
     suites |= measure.truth_suites(world, (8, 4, 2), rng)
     folder.mkdir(parents=True, exist_ok=True)
     for name, suite in suites.items():

@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from taia_lens import stats
 from taia_lens.batch import make_batches
-from taia_lens.demo.world import OTHER_ORDERS, Question, Split, World, routing_question, truth_entities, truth_question
+from taia_lens.demo.world import DOMAIN_A, DOMAIN_B, OTHER_ORDERS, Question, Split, World, routing_question, truth_entities, truth_question
 from taia_lens.engine import evaluate
 from taia_lens.loading import load_pair
+from taia_lens.loading.adapters import CONFIG, merged
+from taia_lens.loading.models import Options
 from taia_lens.metrics import Context, accuracy
 from taia_lens.pair import Pair
 from taia_lens.recipe import Recipe, taia, taif
@@ -63,9 +65,8 @@ def truth_suites(world: World, each: tuple[int, int, int], rng: np.random.Genera
     def ask(entities: range, relations: range, times: int) -> list[Question]:
         return [truth_question(world, e, r, rng) for e in entities for r in relations for _ in range(times)]
 
-    a, b = range(0, 2), range(2, 8)
-    rows = [*ask(test, a, each[1]), *ask(everyone, b, each[2])]
-    return {"truth-train": questions_to_suite("truth-train", ask(train, a, each[0])), "truth": questions_to_suite("truth", rows)}
+    rows = [*ask(test, DOMAIN_A, each[1]), *ask(everyone, DOMAIN_B, each[2])]
+    return {"truth-train": questions_to_suite("truth-train", ask(train, DOMAIN_A, each[0])), "truth": questions_to_suite("truth", rows)}
 
 
 def score(pair: Pair, recipes: dict[str, Recipe], suite: Suite, *, contrast: bool = False) -> Scores:
@@ -99,17 +100,10 @@ def control(base: Path, tuned: PreTrainedModel, kind: str, seed: int) -> PreTrai
     return model
 
 
-def merged(base: Path, adapter: Path) -> PreTrainedModel:
-    from peft import PeftModel
-
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
-    return model.merge_and_unload()
-
-
 def measure_seed(base: Path, tuned: Path, toa: Path, suites: dict[str, Suite], seed: int) -> dict[str, Scores]:
     """Every recipe of the card on every suite, for one tuning run."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    whole = merged(base, tuned)
+    whole, _ = merged(base, tuned, tuned / CONFIG, Options("cpu", "auto", False, False))
     recipes = {
         "base": Recipe("base"),
         "vanilla": Recipe("tuned"),

@@ -14,12 +14,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from taia_lens.demo.world import World, pretraining_text, routing_tuning, truth_tuning
+from taia_lens.errors import ResultError
 
 PAD, BOS, EOS = 0, 1, 2
 PROJECTIONS = {"attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -130,22 +132,32 @@ def step_(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torc
     return loss.item()
 
 
-def save_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
+def save_state(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, losses: list[float], record: dict[str, object]
+) -> None:
     """Write model, optimiser and progress so that a stop at any moment leaves the last whole state."""
     state = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for i, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
-    save_file(state, folder / "state.tmp", metadata={"step": str(step), "losses": json.dumps(losses)})
+    save_file(state, folder / "state.tmp", metadata={"step": str(step), "losses": json.dumps(losses), "recipe": json.dumps(record)})
     (folder / "state.tmp").replace(folder / "state.safetensors")
 
 
-def load_state_(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Restore what `save_state` wrote, into model and optimiser; (0, []) where there is nothing."""
+def load_state_(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, object]
+) -> tuple[int, list[float]]:
+    """Restore what `save_state` wrote, into model and optimiser; (0, []) where there is nothing.
+
+    Raises:
+        ResultError: It was written by another recipe.
+    """
     path = folder / "state.safetensors"
     if not path.exists():
         return 0, []
-    from safetensors import safe_open
-
+    with safe_open(path, "pt") as handle:
+        meta = handle.metadata()
+    if json.loads(meta["recipe"]) != record:
+        raise ResultError(f"{path} belongs to another recipe ({meta['recipe']}); give another --out")
     tensors = load_file(path)
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
@@ -156,17 +168,17 @@ def load_state_(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
             _, index, key = name.split(".")
             slots.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
-    with safe_open(path, "pt") as handle:
-        meta = handle.metadata()
     return int(meta["step"]), json.loads(meta["losses"])
 
 
 def pretrain(folder: Path, world: World, recipe: Pretraining, *, device: str = "cpu") -> Path:
     """Train the base into `folder`/base, resuming from `folder`/state.safetensors; returns the model's folder."""
+    if _made(folder / "base", world, recipe):
+        return folder / "base"
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model(world, recipe).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    start, losses = load_state_(folder, model, optimizer)
+    start, losses = load_state_(folder, model, optimizer, _record(world, recipe))
     bar = tqdm(pretraining_batches(world, recipe, start), total=recipe.steps, initial=start, desc="pretrain")
     for step, tokens in enumerate(bar, start):
         tokens = tokens.to(device)
@@ -175,18 +187,41 @@ def pretrain(folder: Path, world: World, recipe: Pretraining, *, device: str = "
         if step % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")
         if (step + 1) % recipe.save_every == 0:
-            save_state(folder, model, optimizer, step + 1, losses)
+            save_state(folder, model, optimizer, step + 1, losses, _record(world, recipe))
     model.save_pretrained(folder / "base")
     make_tokenizer(world).save_pretrained(folder / "base")
-    record = {"world_seed": world.seed, **asdict(recipe), "final_loss": float(np.mean(losses[-100:]))}
+    record = _record(world, recipe) | {"final_loss": float(np.mean(losses[-100:]))}
     (folder / "base" / "recipe.json").write_text(json.dumps(record, indent=1))
     return folder / "base"
+
+
+def _record(world: World, recipe: Pretraining | Tuning) -> dict[str, object]:
+    return {"world_seed": world.seed, **asdict(recipe)}
+
+
+def _made(folder: Path, world: World, recipe: Pretraining | Tuning) -> bool:
+    """Whether the folder holds what this recipe makes.
+
+    Raises:
+        ResultError: It holds what another recipe made.
+    """
+    path = folder / "recipe.json"
+    if not path.exists():
+        return False
+    kept = json.loads(path.read_text())
+    asked = _record(world, recipe)
+    odd = [key for key in asked if kept.get(key) != asked[key]]
+    if odd:
+        raise ResultError(f"{folder} was made with {odd[0]} {kept.get(odd[0])}, and {asked[odd[0]]} is asked for; give another --out")
+    return True
 
 
 def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str = "cpu") -> Path:
     """Train a LoRA adapter on one skill's tuning data, loss on the answer only; returns the adapter's folder."""
     from peft import LoraConfig, get_peft_model
 
+    if _made(folder, world, recipe):
+        return folder
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
     targets = [p for part, names in PROJECTIONS.items() if recipe.train in ("all", part) for p in names]
@@ -205,5 +240,5 @@ def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str 
     # The base's path would tie the adapter to this machine; its hash is kept beside it instead (see the model card).
     model.peft_config["default"].base_model_name_or_path = "base"
     model.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps({"world_seed": world.seed, **asdict(recipe)}, indent=1))
+    (folder / "recipe.json").write_text(json.dumps(_record(world, recipe), indent=1))
     return folder

@@ -77,5 +77,5 @@ class ActivationStore:
             partial = self.folder / f"index.{os.getpid()}.partial"
             partial.write_text(json.dumps(index | {key: name for key in keys.values()}, indent=0))
             partial.replace(self.folder / "index.json")
-        except OSError as error:
-            raise ResultError(f"cannot keep activations in {self.folder}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            raise ResultError(f"cannot keep activations in {self.folder}: {error}") from error

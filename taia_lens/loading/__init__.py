@@ -40,8 +40,8 @@ def load_pair(
             shares its weights with the pair (equal tensors also with tuned): do not change them in place while the pair is used.
         tuned: The same, or a PEFT LoRA adapter (folder or id) of `base`; it is merged in float32.
         tokenizer: Needed only where no side brings one.
-        device: Where both models go: `auto` takes a GPU where there is one (models in memory stay where they are).
-        dtype: `auto` keeps the checkpoint's own.
+        device: Where models from folders go: `auto` takes a GPU where there is one. Models in memory stay where they are.
+        dtype: Of models from folders; `auto` keeps the checkpoint's own. Models in memory keep theirs, and another is refused.
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
 
@@ -76,6 +76,8 @@ def inspect_pair(
     with _stdout_to_stderr():
         for source in (base, tuned):
             locate_any(source, options)
+        if adapter_file(base, options) is not None:
+            raise PairError(f"base {base} is an adapter; give its base model as base, and the adapter as tuned")
         tokenizers = {"base": tokenizer_of(base, "base", options), "tuned": tokenizer_of(tuned, "tuned", options)}
         added = compare_tokenizers(tokenizers["base"], tokenizers["tuned"])
         shared = tokenizer or tokenizers["base"] or tokenizers["tuned"]
@@ -88,12 +90,18 @@ def inspect_pair(
         if adapter is None:
             tuned_model = load_model(tuned, "tuned", shared, options)
         else:
-            whole, drift = merged(base, adapter, options)
+            whole, drift = merged(base, tuned, adapter, options)
             tuned_model, notes = bridge(whole, shared, "tuned"), adapter_notes(base, adapter)
         origin = Origin(describe(base), describe(tuned), str(next(base_model.parameters()).dtype).removeprefix("torch."))
         pair = join(base_model, tuned_model, shared, origin)
         notes += config_differences(base_model, tuned_model)
-        return replace(pair, report=Report(drift, added, notes, check.laws(pair)))
+        sides = [side for side, found in tokenizers.items() if found is not None]
+        compared = (
+            "both sides' tokenizers agree"
+            if len(sides) == 2
+            else f"tokenizer of {sides[0] if sides else 'the caller'}; none to compare it with"
+        )
+        return replace(pair, report=Report(drift, added, compared, notes, check.laws(pair)))
 
 
 @contextlib.contextmanager

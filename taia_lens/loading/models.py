@@ -40,7 +40,8 @@ def resolve_device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=asked)
+        if torch.empty(0, device=asked).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say that a device is not there
         raise PairError(f"no device {asked!r} here ({first_line(error)}); write cpu, or auto") from error
     return asked
@@ -49,9 +50,12 @@ def resolve_device(asked: str) -> str:
 def load_model(source: Source, side: str, tokenizer: PreTrainedTokenizerBase, options: Options) -> Model:
     if isinstance(source, (str, Path)):
         return bridge(from_folder(source, options), tokenizer, side)
-    if isinstance(source, PreTrainedModel):
-        return bridge(private_copy(source, side), tokenizer, side)
-    return lens_model(source, side)
+    is_hf = isinstance(source, PreTrainedModel)
+    model = bridge(private_copy(source, side), tokenizer, side) if is_hf else lens_model(source, side)
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if options.dtype not in ("auto", own):
+        raise PairError(f"{side} is in memory as {own}, and dtype {options.dtype} was asked for; cast it first, or leave dtype out")
+    return model
 
 
 def lens_model(model: Any, side: str) -> Model:
@@ -102,13 +106,13 @@ def bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, side: str
     return bridge.eval()
 
 
-def from_folder(source: str | Path, options: Options, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+def from_folder(source: str | Path, options: Options) -> PreTrainedModel:
     """Load a transformers model from a local folder (network off) or a Hub id; every weight must be in the file."""
     name = locate(source, options)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=options.torch_dtype if dtype is None else dtype,
+            dtype=options.torch_dtype,
             use_safetensors=None if options.allow_pickle else True,
             trust_remote_code=options.trust_remote_code,
             local_files_only=Path(name).is_dir(),
@@ -129,9 +133,9 @@ def from_folder(source: str | Path, options: Options, dtype: torch.dtype | str |
 def load_message(source: str | Path, error: Exception) -> str:
     text = str(error)
     if "trust_remote_code" in text:
-        return f"{source} brings its own modelling code, which would run on this machine; read it, then say --trust-remote-code"
+        return f"{source} brings its own modelling code, read it, then say --trust-remote-code (trust_remote_code=True)"
     if "safetensors" in text and "no file" in text.lower():
-        return f"{source} holds no .safetensors weights; convert them (save_pretrained writes safetensors), or say --allow-pickle"
+        return f"{source} holds no .safetensors weights; convert them with save_pretrained, or say --allow-pickle (allow_pickle=True)"
     if not Path(source).expanduser().exists():
         return f"{source} is no folder here and could not be had from the Hub ({first_line(error)}); check the name, and the network"
     return f"cannot load {source}: {first_line(error)}"
@@ -153,7 +157,7 @@ def locate(source: str | Path, options: Options) -> str:
         if path.exists():
             raise PairError(f"{source} is a file; give the folder that holds config.json and the .safetensors files")
         if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
-            raise PairError(f"no folder {source}; give a folder with config.json and .safetensors files, or a Hub id like name/model")
+            raise PairError(f"no folder {source}; give a folder that holds a model, or a Hub id with its owner: openai-community/gpt2")
         return str(source)
     files = sorted(p.name for p in path.iterdir())
     if "config.json" not in files:
@@ -162,7 +166,7 @@ def locate(source: str | Path, options: Options) -> str:
     if not options.allow_pickle and not any(f.endswith(".safetensors") for f in files):
         pickles = [f for f in files if f.endswith((".bin", ".pt", ".pth"))]
         found = (
-            f"only {pickles[0]}, a pickle, which can run code when opened; convert it, or say --allow-pickle"
+            f"only {pickles[0]}, a pickle, which can run code when opened; convert it, or say --allow-pickle (allow_pickle=True)"
             if pickles
             else "no weights at all"
         )

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
 from taia_lens.engine import ActivationStore, Readout, Run, evaluate, run_plain
-from taia_lens.errors import SiteError
+from taia_lens.errors import SiteError, SuiteError, TaiaLensError
 from taia_lens.metric_names import check_metrics
 from taia_lens.metrics import Context, measure
 from taia_lens.pair import Pair
@@ -29,7 +29,7 @@ from taia_lens.sites import PATCHABLE, Positions, Site, parse_positions, select
 from taia_lens.suite import Suite
 
 Indices = str | int | Sequence[int] | None
-NOISE_ROWS, NOISE_BATCH = 32, 8
+NOISE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def patch(
     positions: str | int | Sequence[int] = "all",
     source: Side = "tuned",
     metrics: Sequence[str] = ("accuracy", "logprob"),
-    batch_size: int = 256,
+    batch_size: int = 128,
     seed: int = 0,
     cache: str | Path | None = None,
     progress: bool = False,
@@ -115,17 +115,21 @@ def patch(
         progress: Show a bar, in a notebook or on stderr.
 
     Returns:
-        `host` and `donor` (metric, example), `patched` (metric, component, layer[, head], example), `noise` (metric): the
-        largest change that patching the host with itself and another batch make. `results.summary` gives means and intervals.
+        `host` and `donor` (metric, example), `patched` (metric, component, layer[, head], example), `noise` (metric): the mean
+        change that patching the host with itself, one row at a time, makes. `results.summary` gives means and intervals.
 
     Raises:
         SiteError, SuiteError, TaiaLensError: Something asked for does not exist.
     """
     plan = plan_patch(pair, component=component, layers=layers, heads=heads, positions=positions, source=source)
     names = check_metrics(metrics)
+    if seed < 0:
+        raise TaiaLensError(f"the seed is {seed}; write 0 or more")
     batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
-    for batch in batches:
-        batch.at(plan.positions)  # every row has these positions, or nothing is run
+    for batch in batches:  # every row has these positions and fits the model, or nothing is run
+        batch.at(plan.positions)
+        if batch.tokens.shape[1] > pair.base.cfg.n_ctx:
+            raise SuiteError(f"a prompt has {batch.tokens.shape[1]} tokens and the model has {pair.base.cfg.n_ctx} positions; shorten it")
     store = None if cache is None else ActivationStore(Path(cache))
     recipes = plan.recipes
     host = np.full((len(names), len(suite)), np.nan)
@@ -172,25 +176,24 @@ def _stack(found: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarra
 
 
 def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
-    """The noise floor: some rows again, in other batches, with the host patched with itself at every site asked for.
+    """The noise floor: some rows again, one at a time, with the host patched with itself at every site asked for.
 
-    Neither changes anything but rounding, so what they change is rounding.
+    Neither changes anything but rounding, so the mean change of a row is what rounding explains of a mean.
     """
-    side, worst = other(plan.source), np.zeros(len(names))
+    side, changes = other(plan.source), []
     sites = [p.site for recipe in plan.recipes for p in recipe.patches]
     recipe = Recipe(side, tuple(Patch(site, side, plan.positions) for site in sites))
-    rows = np.arange(0, len(suite), max(1, len(suite) // NOISE_ROWS))
+    rows = np.arange(0, len(suite), -(-len(suite) // NOISE_ROWS))
     some = Suite(suite.name, tuple(suite.rows[i] for i in rows))
-    for batch in make_batches(some, pair.tokenizer, NOISE_BATCH):
+    for batch in make_batches(some, pair.tokenizer, 1):
         batch = batch.to(pair.device)
         runs = {
             side: run_plain(pair.side(side), batch, [site.hook for site in sites]),
             plan.source: run_plain(pair.side(plan.source), batch),
         }
         found = evaluate(pair, [recipe], batch, _readout(names, batch, runs, plan.source), donors=runs)
-        again = _stack(found, names)[:, 0]
-        worst = np.maximum(worst, np.abs(again - host[:, rows[list(batch.rows)]]).max(axis=1))
-    return worst
+        changes.append(np.abs(_stack(found, names)[:, 0] - host[:, rows[list(batch.rows)]]))
+    return np.concatenate(changes, axis=1).mean(axis=1)
 
 
 def _attrs(pair: Pair, plan: Plan, suite: Suite, batch_size: int, seed: int) -> dict[str, Any]:
