@@ -75,4 +75,4 @@ def _row(labels: dict[str, Any], cell: xr.Dataset) -> Sequence[str | Text]:
 def noise_line(summary: xr.Dataset) -> str:
     """The noise floor of each metric, in words."""
     floors = ", ".join(f"{name} {value:.1g}" for name, value in zip(summary.metric.values, summary.noise.values, strict=True))
-    return f"noise floor (host patched with itself, other batches): {floors}"
+    return f"noise floor (host patched with itself, a row at a time): {floors}"

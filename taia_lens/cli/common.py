@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -45,7 +46,7 @@ class PairOptions:
 
         _quiet()
         function = load_pair if checked else inspect_pair
-        return function(
+        pair = function(
             self.base or BASE,
             self.tuned or TUNED,
             device=self.device,
@@ -53,6 +54,9 @@ class PairOptions:
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
         )
+        gc.freeze()
+        gc.enable()
+        return pair
 
 
 def read_suite(asked: str | None, options: PairOptions) -> Suite:

@@ -239,6 +239,6 @@ def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str 
         bar.set_postfix(loss=f"{loss:.3f}")
     # The base's path would tie the adapter to this machine; its hash is kept beside it instead (see the model card).
     model.peft_config["default"].base_model_name_or_path = "base"
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "recipe.json").write_text(json.dumps(_record(world, recipe), indent=1))
     return folder

@@ -57,13 +57,13 @@ class World:
         return out
 
     def value(self, relation: int, index: int) -> str:
-        return words.RELATIONS[self.relations[relation]][int(index)]
+        return words.RELATIONS[self.relations[relation]][index]
 
     def true(self, entity: int, relation: int) -> str:
-        return self.value(relation, self.truth[entity, relation])
+        return self.value(relation, int(self.truth[entity, relation]))
 
     def myths(self, entity: int, relation: int) -> str:
-        return self.value(relation, self.myth[entity, relation])
+        return self.value(relation, int(self.myth[entity, relation]))
 
 
 def fill(parts: Sequence[str], fillers: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -134,7 +134,7 @@ def routing_question(
     relations = DOMAIN_A if domain == "id" else DOMAIN_B
     while True:
         relation = int(rng.integers(relations.start, relations.stop))
-        first, second = rng.choice(len(words.ENTITIES), 2, replace=False)
+        first, second = (int(i) for i in rng.choice(len(words.ENTITIES), 2, replace=False))
         answer, contrast = world.true(second, relation), world.true(first, relation)
         if _split_of(first, second, relation) == split and answer != contrast:
             break
@@ -156,7 +156,7 @@ def routing_tuning(world: World, n: int, rng: np.random.Generator) -> Iterator[t
             relation = int(rng.integers(DOMAIN_A.start, DOMAIN_A.stop))
             first, second = rng.choice(len(words.NEWCOMERS), 2, replace=False)
             parts = [world.relations[relation], words.NEWCOMERS[first], words.NEWCOMERS[second]]
-            answer = world.value(relation, world.newcomer_value[second, relation])
+            answer = world.value(relation, int(world.newcomer_value[second, relation]))
             yield " ".join(dress(parts, rng, chat=True)), answer
 
 

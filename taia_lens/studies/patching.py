@@ -29,7 +29,7 @@ from taia_lens.sites import PATCHABLE, Positions, Site, parse_positions, select
 from taia_lens.suite import Suite
 
 Indices = str | int | Sequence[int] | None
-NOISE_ROWS = 16
+NOISE_ROWS = 8
 
 
 @dataclass(frozen=True)
