@@ -37,7 +37,8 @@ def train(
 ) -> None:
     """Make the demo pair again: pretrain the base, tune the adapters, measure, and write the model card.
 
-    Takes about 50 minutes on 2 CPU cores. Stopped and started again it goes on from its last saved step.
+    Takes an hour or two on 2 CPU cores. Stopped and started again, the base goes on from its last saved step, and adapters that
+    are whole are kept.
 
     Example: taia-lens demo train --out demo-run
     """
