@@ -37,7 +37,7 @@ def patch_figure(summary: xr.Dataset) -> go.Figure:
     """
     if 0 in summary.effect.shape:
         raise ResultError("the result holds no site or no example; there is nothing to draw")
-    if "head" in summary.dims and max(summary.sizes["head"], summary.sizes["layer"]) > 1:
+    if _is_map(summary):
         figure = _heads(summary)
     elif summary.sizes["layer"] > 1:
         figure = _layers(summary)
@@ -45,6 +45,10 @@ def patch_figure(summary: xr.Dataset) -> go.Figure:
         figure = _points(summary)
     figure.update_layout(template="simple_white", title={"text": _title(summary), "x": 0.02, "xanchor": "left", "font": {"size": 15}})
     return figure
+
+
+def _is_map(summary: xr.Dataset) -> bool:
+    return "head" in summary.dims and max(summary.sizes["head"], summary.sizes["layer"]) > 1
 
 
 def _title(summary: xr.Dataset) -> str:
@@ -55,7 +59,8 @@ def _title(summary: xr.Dataset) -> str:
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers.min()}-{layers.max()}, one at a time"
     where += "" if a["positions"] == "all" else f", positions {a['positions']}"
     n = ", ".join(f"n = {int(v)} {d}" for d, v in zip(summary.domain.values, summary.n.values, strict=True))
-    note = f"suite {html.escape(str(a['suite']))}; {n}; 95% paired bootstrap intervals of the effect"
+    note = "" if not _is_map(summary) else f"effect on {summary.metric.values[0]}, the first metric; "
+    note += f"suite {html.escape(str(a['suite']))}; {n}; 95% paired bootstrap intervals of the effect"
     return f"{a['host']} with {names} of {a['donor']} patched in: {where}<br><sup>{note}</sup>"
 
 
@@ -205,8 +210,9 @@ def _heads(summary: xr.Dataset) -> go.Figure:
         unsure = ((cells.effect_low <= 0) & (cells.effect_high >= 0)).values
         sizes = (range(cells.sizes["layer"]), range(cells.sizes["head"]))
         figure.add_heatmap(
-            x=cells["head"].values,
-            y=cells.layer.values,
+            # As text: layers and heads that were not patched get no place on the axes.
+            x=[str(head) for head in cells["head"].values],
+            y=[str(layer) for layer in cells.layer.values],
             z=cells.effect.values,
             zmin=-limit,
             zmax=limit,
@@ -216,13 +222,15 @@ def _heads(summary: xr.Dataset) -> go.Figure:
             customdata=[[_hover(cells.isel(layer=i, head=j)) for j in sizes[1]] for i in sizes[0]],
             text=np.where(unsure, "·", ""),
             texttemplate="%{text}",
+            textfont={"size": 18},
             colorbar={"title": {"text": f"effect on<br>{metric}<br>({part.unit.values})"}},
             showscale=col == len(domains),
             hovertemplate="layer %{y}, head %{x}<br>%{customdata}<extra></extra>",
             row=1,
             col=col,
         )
-        figure.update_xaxes(title_text="head (dot: interval holds 0)", dtick=max(1, cells.sizes["head"] // 8), row=1, col=col)
+        figure.update_xaxes(title_text="head (dot: interval holds 0)", type="category", row=1, col=col)
+    figure.update_yaxes(type="category")
     figure.update_yaxes(title_text="layer", row=1, col=1)
-    figure.update_layout(height=220 + 22 * min(summary.sizes["layer"], 40), margin={"t": 95})
+    figure.update_layout(height=340 + 22 * min(summary.sizes["layer"], 40), margin={"t": 95})
     return figure

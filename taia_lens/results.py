@@ -18,7 +18,7 @@ import xarray as xr
 from taia_lens import stats
 from taia_lens.errors import ResultError
 from taia_lens.metric_names import METRICS
-from taia_lens.suite import Suite
+from taia_lens.suite import DOMAINS, Suite
 
 VERSIONED = (
     "taia-lens",
@@ -89,7 +89,7 @@ def summary(result: xr.Dataset) -> xr.Dataset:
         `noise` the mean change that rounding makes in one.
     """
     seed = int(result.attrs["seed"])
-    domains = list(dict.fromkeys(result.domain.values.tolist()))
+    domains = [d for d in DOMAINS if d in result.domain.values]
     parts = [_summary(result.isel(example=np.flatnonzero(result.domain.values == d)), seed) for d in domains]
     out = xr.concat(parts, xr.IndexVariable("domain", domains), coords="minimal", compat="override", join="exact")
     return out.assign(noise=result.noise).assign_attrs(result.attrs)
@@ -168,7 +168,9 @@ def check_out(out: Path) -> None:
     if out.exists():
         raise ResultError(f"{out} exists; give another --out, or move it away: a run never overwrites another")
     parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise ResultError(f"cannot write {out}: {parent} is a file, not a folder; give another --out")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise ResultError(f"cannot write {out}: no permission in {parent}; give a folder of yours with --out")
 
 

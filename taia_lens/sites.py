@@ -176,6 +176,26 @@ def select(asked: str | int | Sequence[int] | None, n: int, what: str) -> tuple[
     return chosen
 
 
+def patchable(asked: str | Sequence[str], *, with_heads: bool) -> tuple[str, ...]:
+    """The components to patch, each once: `attn,mlp` or a list; head by itself, since it has a dim of its own.
+
+    >>> patchable("attn,mlp", with_heads=False)
+    ('attn', 'mlp')
+
+    Raises:
+        SiteError: One that does not exist, head among others, or heads named for a component that has none.
+    """
+    components = tuple(dict.fromkeys(asked.split(",") if isinstance(asked, str) else asked))
+    for name in components:
+        if name not in PATCHABLE:
+            raise SiteError(f"no component {name!r} to patch; there are {', '.join(PATCHABLE)}")
+    if "head" in components and len(components) > 1:
+        raise SiteError("heads have a dim of their own; patch head by itself, and the other components in a second run")
+    if with_heads and components != ("head",):
+        raise SiteError(f"heads go with the component head, not with {','.join(components)}; write component head")
+    return components
+
+
 Positions = str | tuple[int, ...]
 
 

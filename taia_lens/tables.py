@@ -14,6 +14,8 @@ from rich.text import Text
 from taia_lens.sites import Site
 from taia_lens.suite import DOMAIN_NAMES
 
+# Below this, a bootstrap interval of a mean covers clearly less often than it says.
+FEW = 20
 _NUMBERS = (
     "host", "donor", "patched", "gap", "gap_low", "gap_high",
     "effect", "effect_low", "effect_high", "recovered", "recovered_low", "recovered_high",
@@ -49,7 +51,9 @@ def patch_tables(summary: xr.Dataset) -> list[Table]:
     tables = []
     for domain in summary.domain.values.tolist():
         part = summary.sel(domain=[domain])
-        table = Table(box=box.SIMPLE, title=f"{DOMAIN_NAMES[domain]} ({domain}), n = {int(part.n.item())}", title_justify="left")
+        n = int(part.n.item())
+        few = "" if n >= FEW else ": too few prompts for the intervals to be trusted"
+        table = Table(box=box.SIMPLE, title=f"{DOMAIN_NAMES[domain]} ({domain}), n = {n}{few}", title_justify="left")
         for name in ("metric", "site"):
             table.add_column(name, no_wrap=True)
         for name in (f"{host} (host)", f"{donor} (donor)", "patched", "effect [95%]", "recovered [95%]"):

@@ -13,7 +13,7 @@ import typer
 
 from taia_lens.cli import common
 from taia_lens.metric_names import METRICS, check_metrics
-from taia_lens.sites import parse_positions, parse_span
+from taia_lens.sites import parse_positions, parse_span, patchable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,6 +56,7 @@ def patch(
     options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
     options.check()
     metrics = check_metrics(metric.split(","))
+    patchable(component, with_heads=head is not None)
     for asked, what in ((layer, "layer"), (head, "head")):
         if asked not in (None, "all"):
             parse_span(asked, what)

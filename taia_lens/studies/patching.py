@@ -25,7 +25,7 @@ from taia_lens.metric_names import check_metrics
 from taia_lens.metrics import Context, measure
 from taia_lens.pair import Pair
 from taia_lens.recipe import Patch, Recipe, Side, other
-from taia_lens.sites import PATCHABLE, Positions, Site, parse_positions, select
+from taia_lens.sites import Positions, Site, parse_positions, patchable, select
 from taia_lens.suite import Suite
 
 Indices = str | int | Sequence[int] | None
@@ -69,14 +69,7 @@ def plan_patch(
     Raises:
         SiteError: A component, layer, head or position that does not exist.
     """
-    components = tuple(dict.fromkeys(component.split(",") if isinstance(component, str) else component))
-    for name in components:
-        if name not in PATCHABLE:
-            raise SiteError(f"no component {name!r} to patch; there are {', '.join(PATCHABLE)}")
-    if "head" in components and len(components) > 1:
-        raise SiteError("heads have a dim of their own; patch head by itself, and the other components in a second run")
-    if heads is not None and components != ("head",):
-        raise SiteError(f"heads go with the component head, not with {','.join(components)}; write component head")
+    components = patchable(component, with_heads=heads is not None)
     if source not in ("base", "tuned"):
         raise SiteError(f"no source {source!r}; activations come from base or tuned")
     chosen = select(heads, pair.shape.n_heads, "head") if components == ("head",) else ()
