@@ -269,6 +269,11 @@ def test_a_bug_keeps_its_traceback(run: Run, models: list[str], monkeypatch: pyt
         cli.main()
 
 
+def _listen_to_ctrl_c() -> None:
+    """A shell makes its background jobs deaf to it, and their children inherit that; a terminal's are not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_that_looks_whole(models: list[str], tmp_path: Path) -> None:
     command = [
@@ -284,7 +289,9 @@ def test_ctrl_c_leaves_nothing_that_looks_whole(models: list[str], tmp_path: Pat
     ]
     interrupted = 0
     for pause in (2.0, 6.0):  # while libraries load; while the pair is loaded or patched
-        process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_listen_to_ctrl_c
+        )
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
