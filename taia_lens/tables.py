@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich import box
 from rich.table import Table
@@ -29,7 +30,7 @@ def cells(summary: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     names = ("domain", "metric", *sites)
     for i, key in enumerate(stacked.cell.values):
         labels = dict(zip(names, key, strict=True))
-        yield {k: v.item() if hasattr(v, "item") else v for k, v in labels.items()}, stacked.isel(cell=i)
+        yield {k: v.item() if isinstance(v, np.generic) else v for k, v in labels.items()}, stacked.isel(cell=i)
 
 
 def records(summary: xr.Dataset) -> list[dict[str, Any]]:

@@ -119,9 +119,9 @@ def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: boo
 
     summary = results.summary(result)
     figure = plots.patch_figure(summary)
-    results.write_run(folder, result, meta, {"figure.html": lambda path: figure.write_html(path, include_plotlyjs=True)})
     shown = common.console()
-    print_summary(shown, summary)
+    print_summary(shown, summary)  # before writing: a disk that is full must not cost the numbers
+    results.write_run(folder, result, meta, {"figure.html": lambda path: figure.write_html(path, include_plotlyjs=True)})
     if as_json:
         print(json.dumps({"run": str(folder), "attrs": result.attrs, "results": tables.records(summary)}, indent=1, allow_nan=False))
         shown.print(f"run folder: {folder}", markup=False)

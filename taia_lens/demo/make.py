@@ -42,8 +42,10 @@ def make_demo(
     seeds = list(range(seed, seed + n_seeds))
     for k in seeds:
         for train in ("all", "attn"):
-            _tuned(out, base, world, Tuning(seed=k, train=train), device)
-    truth = _tuned(out, base, world, Tuning(seed=seed, r=8, alpha=16, steps=TRUTH_STEPS, skill="truth"), device)
+            recipe_k = Tuning(seed=k, train=train)
+            tune(base, _folder(out, recipe_k), world, recipe_k, device=device)
+    truth_recipe = Tuning(seed=seed, r=8, alpha=16, steps=TRUTH_STEPS, skill="truth")
+    truth = tune(base, _folder(out, truth_recipe), world, truth_recipe, device=device)
     measured = _measure(out, base, world, seeds, truth, sizes)
     write_suites(out / "suites", world)
     _collect(out, base, seeds[0])
@@ -54,10 +56,6 @@ def make_demo(
 
 def _folder(out: Path, recipe: Tuning) -> Path:
     return out / f"{recipe.skill}-{recipe.train}-{recipe.seed}"
-
-
-def _tuned(out: Path, base: Path, world: World, recipe: Tuning, device: str) -> Path:
-    return tune(base, _folder(out, recipe), world, recipe, device=device)
 
 
 def _measure(out: Path, base: Path, world: World, seeds: list[int], truth: Path, sizes: tuple[int, int]) -> dict[str, Any]:
