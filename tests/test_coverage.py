@@ -105,6 +105,19 @@ def test_with_fewer_it_still_does_but_for_heavy_tails_and_rare_mistakes(draw: Dr
         assert least <= coverage(draw, n, TRIALS[n]) <= 0.97, n
 
 
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda d: d.__name__)
+def test_with_20_it_covers_as_often_as_the_docstring_of_stats_says(draw: Draw) -> None:
+    least, most = (0.73, 0.79) if draw is high_accuracies else (0.88, 0.96)
+    assert least <= coverage(draw, 20, 2000) <= most
+
+
+def test_a_sign_flip_test_of_skewed_differences_cries_wolf_as_often_as_its_docstring_says() -> None:
+    trials, rng = 4000, np.random.default_rng(1)
+    for n, said in ((12, 0.09), (50, 0.07), (200, 0.054)):
+        wolf = float((sign_flip_p(uneven(rng, (trials, n)), seed=0) <= 0.05).mean())
+        assert abs(wolf - said) <= 0.005 + noise(said, trials), n  # what is said is rounded, too
+
+
 def test_an_interval_of_half_the_width_is_found_out() -> None:
     for draw in DRAWS:
         assert coverage(draw, 100, 400, width=0.5) < 0.8, draw
