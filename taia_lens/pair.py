@@ -5,37 +5,17 @@ Knows TransformerLens's model interface (`cfg`, `blocks`, module names) and no l
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
+from taia_lens.loaded import HARMLESS, Loaded, Shape, architecture, config, fingerprint
 from taia_lens.recipe import Side
 from taia_lens.weights import Model, Weight, stored_buffers, weights
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What two models must share to be a pair."""
-
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-
-    @classmethod
-    def of(cls, model: Model) -> Shape:
-        cfg = model.cfg
-        kv = cfg.n_key_value_heads or cfg.n_heads
-        return cls(cfg.n_layers, cfg.n_heads, kv, cfg.d_model, cfg.d_head, cfg.d_vocab)
 
 
 @dataclass(frozen=True)
@@ -101,6 +81,14 @@ class Pair:
         return self.base if side == "base" else self.tuned
 
     @property
+    def models(self) -> tuple[Model, ...]:
+        return self.base, self.tuned
+
+    def loaded(self, side: Side) -> Loaded:
+        """One side by itself, unedited."""
+        return Loaded(self.side(side), self.tokenizer, self.origin.base if side == "base" else self.origin.tuned)
+
+    @property
     def shape(self) -> Shape:
         return Shape.of(self.base)
 
@@ -111,24 +99,12 @@ class Pair:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """A content hash of each side's weights and hyper-parameters."""
-        return {side: _fingerprint(self.side(side)) for side in ("base", "tuned")}
+        return {side: fingerprint(self.side(side)) for side in ("base", "tuned")}
 
     def __repr__(self) -> str:
         s, o = self.shape, self.origin
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
         return f"Pair({o.base} | {o.tuned}: {size}; {len(self.differences)} tensors differ)"
-
-
-def _fingerprint(model: Model) -> str:
-    config = {key: value for key, value in _config(model).items() if key not in _HARMLESS}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    for weight in sorted((w for w in weights(model) if not w.copy), key=lambda w: w.name):
-        tensor = weight.parameter.detach().contiguous().cpu()
-        digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
-    for name, buffer in sorted(stored_buffers(model).items()):
-        digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)} {buffer.tolist()}".encode())
-    return digest.hexdigest()
 
 
 def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Pair:
@@ -175,32 +151,11 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
     return Pair(base, tuned, tokenizer, origin, tuple(differences))
 
 
-def architecture(model: Model) -> str:
-    """The name of the model's architecture; the bridge and HookedTransformer keep it under different names."""
-    fields = vars(model.cfg)
-    return str(fields.get("architecture") or fields.get("original_architecture") or fields["model_name"])
-
-
-# Keys of a config that change no forward pass in evaluation, or are seen elsewhere (dtype, tokenizer).
-_HARMLESS = {
-    "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id", "device", "dtype", "eos_token_id", "id2label",
-    "init_weights", "initializer_range", "label2id", "max_position_embeddings", "model_name", "output_attentions",
-    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "router_aux_loss_coef", "seed", "tokenizer_name",
-    "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
-
-
 def config_differences(base: Model, tuned: Model) -> tuple[str, ...]:
     """Hyper-parameters that are not the same on both sides, in words; a graft moves weights and leaves these behind."""
-    a, b = _config(base), _config(tuned)
-    keys = [k for k in sorted(a.keys() | b.keys()) if k not in _HARMLESS and "dropout" not in k and a.get(k) != b.get(k)]
+    a, b = config(base), config(tuned)
+    keys = [k for k in sorted(a.keys() | b.keys()) if k not in HARMLESS and "dropout" not in k and a.get(k) != b.get(k)]
     return tuple(f"{key} is {a.get(key)} in base and {b.get(key)} in tuned" for key in keys)
-
-
-def _config(model: Model) -> dict[str, Any]:
-    if type(model).__name__ == "HookedTransformer":
-        return model.cfg.to_dict()
-    return model.original_model.config.to_dict()
 
 
 def _same_shape(base: Model, tuned: Model) -> None:

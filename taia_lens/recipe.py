@@ -1,6 +1,6 @@
 """Recipes: what to do to a host model, as a value. Holds no model and no tensor; prints, hashes and compares.
 
-The text form is the host, then the edits: `base; patch L12.mlp <- tuned @last; graft L8-15.attn <- tuned; ablate L3.h5`
+The text form is the host, then the edits: `base; patch L12.mlp <- tuned @last; graft L8-15.attn <- tuned; ablate L3.h5; scale L3.h6 a=0.5`
 (read by `recipe_text.parse_recipe`). A patch puts the activation that the donor computed (from the donor's own residual
 stream); a graft runs the donor's weights on the host's residual stream. They differ wherever the two streams do.
 """
@@ -74,6 +74,27 @@ class Ablate:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Put (1 + gain) * activation + offset at `site`, at `positions`: Scale(site, 0, 0) is the identity, Scale(site, -1, 0) ablates.
+
+    One number each for the whole activation; vectors, such as LoFiT learns, are `Scales` (taia_lens.scales).
+    """
+
+    site: Site
+    gain: float
+    offset: float
+    positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", parse_positions(self.positions))
+        if not (math.isfinite(self.gain) and math.isfinite(self.offset)):
+            raise RecipeError(f"scale {self.site} a={self.gain} v={self.offset}: both must be finite numbers")
+
+    def __str__(self) -> str:
+        return f"scale {self.site} a={float(self.gain)!r} v={float(self.offset)!r}{_at(self.positions)}"
+
+
+@dataclass(frozen=True)
 class Graft:
     """Take weights from `source`: a component's, one projection's, or some heads'; in every layer, or in `layers` only.
 
@@ -140,7 +161,7 @@ def _numbers(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))
 
 
-Edit = Patch | Ablate | Graft
+Edit = Patch | Ablate | Scale | Graft
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from taia_lens.errors import RecipeError, TaiaLensError
-from taia_lens.recipe import SIDES, Ablate, Edit, Graft, Patch, Recipe, Side, side_of, taia, taif
+from taia_lens.recipe import SIDES, Ablate, Edit, Graft, Patch, Recipe, Scale, Side, side_of, taia, taif
 from taia_lens.sites import COMPONENTS, parse_positions, parse_sites, parse_span
 
 NAMED = ("base", "vanilla", "taia", "taif")
-VERBS = ("patch", "graft", "ablate")
+VERBS = ("patch", "graft", "ablate", "scale")
 _WORD = re.compile(r"<-|[^\s<]+|<")
 _GRAFTED = re.compile(r"(?:(?P<layers>[^.]*)\.)??(?:h(?P<heads>\d[\d,-]*)|(?P<component>[a-z]+)(?:\.(?P<part>\w+))?)")
-_EXAMPLES = "'patch L12.mlp <- tuned', 'graft L8-15.attn <- tuned' or 'ablate L3.h5'"
+_EXAMPLES = "'patch L12.mlp <- tuned', 'graft L8-15.attn <- tuned', 'ablate L3.h5' or 'scale L3.h5 a=0.5 v=0.0'"
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def _edits(text: str, whole: Word, words: list[Word]) -> list[Edit]:
         meant = f" (did you mean {near[0]!r}?)" if near and near[0] != verb.text else ""
         raise _pointing(text, verb if near else whole, RecipeError(f"cannot read {whole.text!r}{meant}; write {_EXAMPLES}"))
     what, source, at, rest = _split_edit(words)
+    if verb.text == "scale":
+        return _scales(text, whole, what, at, source, rest)
     arrow = next((word for word in words if word.text in ("<", "-", "->", "=")), None)
     if source is None and arrow is not None:
         raise _pointing(text, arrow, RecipeError(f"cannot read {arrow.text!r} in {whole.text!r}; the source follows '<-'"))
@@ -116,6 +118,22 @@ def _edits(text: str, whole: Word, words: list[Word]) -> list[Edit]:
     with _at(text, what):
         sites = parse_sites(what.text)
     return [Ablate(site, positions) if verb.text == "ablate" else Patch(site, side, positions) for site in sites]
+
+
+def _scales(text: str, whole: Word, what: Word, at: Word | None, source: Word | None, rest: list[Word]) -> list[Edit]:
+    if source is not None:
+        raise _pointing(text, source, RecipeError(f"{whole.text!r}: a scale takes nothing from {source.text}; write 'scale L3.h5 a=0.5'"))
+    numbers: dict[str, float] = {}
+    for word in rest:
+        letter, sign, number = word.text.partition("=")
+        with _at(text, word):
+            if letter not in ("a", "v") or not sign or letter in numbers:
+                raise RecipeError(f"cannot read {word.text!r} in {whole.text!r}; after the site stand a=0.5 and v=0.1, each once at most")
+            numbers[letter] = _number(number)
+    with _at(text, at or what):
+        positions = parse_positions("all" if at is None else at.text[1:])
+    with _at(text, what):
+        return [Scale(site, numbers.get("a", 0.0), numbers.get("v", 0.0), positions) for site in parse_sites(what.text)]
 
 
 def _split_edit(words: list[Word]) -> tuple[Word, Word | None, Word | None, list[Word]]:

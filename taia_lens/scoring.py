@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from taia_lens.engine import applied, check_recipe
 from taia_lens.errors import RecipeError, SuiteError, TaiaLensError
 from taia_lens.evaluation import Piece, prepare, score
+from taia_lens.loaded import Loaded
 from taia_lens.metric_names import METRICS, default_metrics
 from taia_lens.pair import Pair
-from taia_lens.recipe import Ablate, Recipe, Side
+from taia_lens.recipe import Graft, Patch, Recipe, Side
 from taia_lens.results import versions
 from taia_lens.store import Cell, CellStore
 from taia_lens.suite import Suite
@@ -41,7 +42,7 @@ class Scores:
     transcripts: tuple[str, ...] = ()
 
 
-def prepare_suite(pair: Pair, suite: Suite, metrics: Sequence[str], batch_size: int) -> Prepared:
+def prepare_suite(pair: Pair | Loaded, suite: Suite, metrics: Sequence[str], batch_size: int) -> Prepared:
     """Tokenize a suite once, for every recipe.
 
     Raises:
@@ -113,7 +114,7 @@ def depends_on(pair: Pair, recipe: Recipe, content: str, *, sides: Sequence[Side
         content: The key of the prompts, task and metrics.
         sides: Models that matter; None for those that the recipe names.
     """
-    named = {recipe.host} | {edit.source for edit in recipe.edits if not isinstance(edit, Ablate)}
+    named = {recipe.host} | {edit.source for edit in recipe.edits if isinstance(edit, Patch | Graft)}
     known = versions()
     return {
         "models": {side: pair.fingerprint[side] for side in sorted(named if sides is None else sides)},

@@ -18,12 +18,15 @@ LEVELS: list[set[str]] = [
     {"sites", "metric_names", "stats", "answers"},
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
-    {"readers", "batch", "pair", "results", "store"},
+    {"readers", "batch", "loaded", "results", "store"},
+    {"pair", "scales", "examples"},
     {"grafting"},
     {"engine", "players", "plots", "summaries", "tables"},
     {"check", "metrics"},
     {"evaluation"},
     {"scoring"},
+    {"lofit"},
+    {"rankers"},
     {"loading", "studies", "harness"},
     {"demo", "export", "tuning"},
     {"cli"},
@@ -121,7 +124,7 @@ def test_hooks_and_weights_are_touched_in_the_engine_only() -> None:
     found = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") for w in words if w in p.read_text(encoding="utf-8")}
     # A pair points tensors that are equal in both models at one storage when it is joined, and an adapter is merged into a
     # copy of the base, whose weights are cast back before anyone else has seen it.
-    assert found == {"engine/run.py", "engine/reads.py", "pair.py", "loading/adapters.py"}
+    assert found == {"engine/run.py", "engine/reads.py", "engine/scaled.py", "pair.py", "loading/adapters.py"}
 
 
 def heavy_imports(statement: str) -> set[str]:

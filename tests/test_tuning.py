@@ -17,12 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_lens.batch import Encoder
 from taia_lens.errors import PairError, SuiteError, TaiaLensError
+from taia_lens.examples import NO_LABEL, Example, collate, encode_chat, encode_row
 from taia_lens.loading import load_pair
 from taia_lens.suite import Task, make_suite
 from taia_lens.tuning import run as tuning_run
-from taia_lens.tuning.data import NO_LABEL, Data, Example, encode_chat, encode_row, read_data
+from taia_lens.tuning.data import Data, read_data
 from taia_lens.tuning.parts import components, matrices
-from taia_lens.tuning.run import answer_loss, collate, tune
+from taia_lens.tuning.run import answer_loss, tune
 from taia_lens.tuning.settings import Settings
 
 Run = Callable[..., tuple[int, str, str]]

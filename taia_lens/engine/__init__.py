@@ -2,6 +2,7 @@
 
 from taia_lens.engine.reads import padded, run_greedy, run_logprobs, run_reads
 from taia_lens.engine.run import Readout, Run, applied, check_recipe, evaluate, run_plain
+from taia_lens.engine.scaled import frozen, scaled
 from taia_lens.engine.store import ActivationStore
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "applied",
     "check_recipe",
     "evaluate",
+    "frozen",
     "padded",
     "run_greedy",
     "run_logprobs",
     "run_plain",
     "run_reads",
+    "scaled",
 ]

@@ -17,11 +17,14 @@ from taia_lens.engine.reads import run_reads
 from taia_lens.errors import RecipeError, SiteError
 from taia_lens.grafting import blend, takes
 from taia_lens.pair import Pair
-from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Side, other
+from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale, Side, other
 from taia_lens.sites import Site, select
 from taia_lens.weights import Model, weights
 
 Readout = Callable[[Float[Tensor, "batch d_vocab"]], Mapping[str, Float[Tensor, " batch"]]]
+
+
+_Write = Patch | Ablate | Scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,27 +155,30 @@ def _grafted(pair: Pair, recipe: Recipe) -> Iterator[None]:
 
 def _hooks(recipe: Recipe, batch: Batch | None, donors: Mapping[Side, Run], counts: Counter[str]) -> list[tuple[str, Callable]]:
     """One hook a hook point, carrying out every edit there in the recipe's order."""
-    edits: dict[str, list[Patch | Ablate]] = {}
+    edits: dict[str, list[_Write]] = {}
     for edit in recipe.edits:
         if not isinstance(edit, Graft):
             edits.setdefault(edit.site.hook, []).append(edit)
     return [(name, _writer(name, group, batch, donors, counts)) for name, group in edits.items()]
 
 
-def _writer(
-    name: str, edits: list[Patch | Ablate], batch: Batch | None, donors: Mapping[Side, Run], counts: Counter[str]
-) -> Callable[..., Tensor]:
+def _writer(name: str, edits: list[_Write], batch: Batch | None, donors: Mapping[Side, Run], counts: Counter[str]) -> Callable[..., Tensor]:
     def write(act: Tensor, hook: object) -> Tensor:
         counts[name] += 1
         for edit in edits:
-            new = donors[edit.source].acts[name].to(act) if isinstance(edit, Patch) else torch.zeros_like(act)
-            act = torch.where(_where(edit, act, batch), new, act)
+            act = torch.where(_where(edit, act, batch), _new(edit, name, act, donors), act)
         return act
 
     return write
 
 
-def _where(edit: Patch | Ablate, act: Tensor, batch: Batch | None) -> Tensor:
+def _new(edit: _Write, name: str, act: Tensor, donors: Mapping[Side, Run]) -> Tensor:
+    if isinstance(edit, Patch):
+        return donors[edit.source].acts[name].to(act)
+    return torch.zeros_like(act) if isinstance(edit, Ablate) else (1 + edit.gain) * act + edit.offset
+
+
+def _where(edit: _Write, act: Tensor, batch: Batch | None) -> Tensor:
     """True where the edit writes, broadcast over the activation: its positions, and its head if it has one."""
     if batch is not None and act.shape[:2] != batch.tokens.shape:
         ran, want = (" rows by ".join(map(str, shape)) for shape in (act.shape[:2], batch.tokens.shape))

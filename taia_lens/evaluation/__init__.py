@@ -15,6 +15,7 @@ from taia_lens.evaluation.next_token import prepare_next
 from taia_lens.evaluation.pieces import Piece, Scored, Setting
 from taia_lens.evaluation.plain_text import prepare_text
 from taia_lens.evaluation.written import prepare_written
+from taia_lens.loaded import Loaded
 from taia_lens.metric_names import METRICS, check_metrics
 from taia_lens.pair import Pair
 from taia_lens.suite import Suite
@@ -31,12 +32,12 @@ _PREPARE = {
 }
 
 
-def prepare(suite: Suite, pair: Pair, metrics: Sequence[str], batch_size: int) -> list[Piece]:
+def prepare(suite: Suite, pair: Pair | Loaded, metrics: Sequence[str], batch_size: int) -> list[Piece]:
     """Tokenize a suite for a pair and cut it into pieces; every row is checked here, before anything is computed.
 
     Args:
         suite: The rows and their task.
-        pair: Whose tokenizer and length limit count; no model is run.
+        pair: Whose tokenizer and length limit count, or one model's; no model is run.
         metrics: Names from `metric_names.METRICS` that are of the suite's task.
         batch_size: Sequences at a time: rows, or for the task `choice` the choices, or windows of plain text.
 
@@ -49,8 +50,8 @@ def prepare(suite: Suite, pair: Pair, metrics: Sequence[str], batch_size: int) -
     for name in names:
         if METRICS[name].against:
             raise SuiteError(f"the metric {name} compares with an unedited run, which only patching keeps; leave it out here")
-    n_ctx = min(int(pair.base.cfg.n_ctx), int(pair.tuned.cfg.n_ctx))
-    return _PREPARE[suite.task.kind](Setting(Encoder(pair.tokenizer, suite), pair, n_ctx, names, batch_size))
+    n_ctx = min(int(model.cfg.n_ctx) for model in pair.models)
+    return _PREPARE[suite.task.kind](Setting(Encoder(pair.tokenizer, suite), pair.models, n_ctx, names, batch_size))
 
 
 def score(model: Model, piece: Piece) -> Scored:

@@ -12,7 +12,6 @@ import numpy as np
 
 from taia_lens.batch import Encoder
 from taia_lens.errors import SuiteError
-from taia_lens.pair import Pair
 from taia_lens.suite import Row
 from taia_lens.weights import Model
 
@@ -46,7 +45,7 @@ class Setting:
     """What a suite is prepared with."""
 
     encoder: Encoder
-    pair: Pair
+    models: tuple[Model, ...]
     n_ctx: int
     metrics: tuple[str, ...]
     batch_size: int

@@ -14,7 +14,6 @@ from taia_lens.answers import check_rule, extract, matches, refuses
 from taia_lens.engine import run_greedy
 from taia_lens.errors import SuiteError
 from taia_lens.evaluation.pieces import Piece, Scored, Setting
-from taia_lens.pair import Pair
 from taia_lens.suite import Row, Task
 from taia_lens.weights import Model
 
@@ -23,7 +22,7 @@ def prepare_written(setting: Setting) -> list[Piece]:
     """Prompts of about equal length together."""
     task, tokenizer = setting.encoder.suite.task, setting.encoder.tokenizer
     check_rule(task.extract)
-    writer = Writer(tokenizer, task, _ends(setting.pair, task))
+    writer = Writer(tokenizer, task, _ends(setting, task))
     prompts = [setting.encoder.prompt(row)[1] for row in setting.rows]
     for row, prompt in zip(setting.rows, prompts, strict=True):
         _fits(setting, row, len(prompt), task.max_new_tokens)
@@ -47,12 +46,12 @@ def _fits(setting: Setting, row: Row, length: int, new: int) -> None:
     raise SuiteError(f"{setting.encoder.where(row)}: {found}; {mend}")
 
 
-def _ends(pair: Pair, task: Task) -> frozenset[int]:
+def _ends(setting: Setting, task: Task) -> frozenset[int]:
     """Ids that end a text, the same for every recipe: the tokenizer's EOS, those either side was trained to end with, and
     stop texts that are tokens of their own (`<|im_end|>`), which no decoded text shows."""
-    tokenizer = pair.tokenizer
+    tokenizer = setting.encoder.tokenizer
     ends = {tokenizer.eos_token_id}
-    for model in (pair.base, pair.tuned):
+    for model in setting.models:
         if type(model).__name__ != "HookedTransformer" and (config := vars(model.original_model).get("generation_config")):
             found = config.eos_token_id
             ends |= set(found) if isinstance(found, list) else {found}

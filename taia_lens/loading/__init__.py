@@ -15,12 +15,40 @@ from transformers import PreTrainedTokenizerBase
 
 from taia_lens import check
 from taia_lens.errors import PairError
+from taia_lens.loaded import Loaded
 from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
 from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, locate_any, resolve_device
 from taia_lens.loading.tokenizers import compare_tokenizers, tokenizer_of
 from taia_lens.pair import Origin, Pair, Report, config_differences, join
 
-__all__ = ["Source", "inspect_pair", "load_pair"]
+__all__ = ["Source", "inspect_pair", "load_one", "load_pair"]
+
+
+def load_one(
+    source: Source,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Load one model by itself; arguments as of `load_pair`.
+
+    Raises:
+        PairError: It cannot be loaded, is an adapter, or brings no tokenizer and none is given.
+    """
+    if dtype not in DTYPES:
+        raise PairError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    options = Options(resolve_device(device), dtype, allow_pickle, trust_remote_code)
+    with _stdout_to_stderr():
+        locate_any(source, options)
+        if adapter_file(source, options) is not None:
+            raise PairError(f"{source} is an adapter; give a whole model, for example its base")
+        found = tokenizer or tokenizer_of(source, "base", options)
+        if found is None:
+            raise PairError(f"{describe(source)} brings no tokenizer; put its files into the folder, or pass load_one(..., tokenizer=...)")
+        return Loaded(load_model(source, "model", found, options), found, describe(source))
 
 
 def load_pair(

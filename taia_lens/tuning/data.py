@@ -9,34 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens.batch import Encoder
 from taia_lens.errors import SuiteError
-from taia_lens.suite import Row, Task, load_suite, make_suite
-
-NO_LABEL = -100
-"""Stands in the labels where the model is not to be taught anything (transformers' own number)."""
+from taia_lens.examples import NO_LABEL, Example, Messages, encode_chat, encode_row, turns
+from taia_lens.suite import Task, load_suite, make_suite
 
 _ALPACA = "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request.\n\n"
 _EMPTY_INPUTS = ("", "<no input>", "<noinput>")  # how files of Alpaca's form say that there is none
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training text: its tokens, and which of them the model must learn to say (NO_LABEL elsewhere, and at the first one,
-    which is predicted from nothing)."""
-
-    tokens: tuple[int, ...]
-    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,6 @@ class Data:
         return sum(label != NO_LABEL for example in self.examples for label in example.labels)
 
 
-Messages = Sequence[Mapping[str, str]]
 _Encoder = Callable[[Any], "list[Example] | str"]
 
 
@@ -142,7 +129,7 @@ def _reader(
     if {"instruction", "output"} <= set(first):
         pairs = [_instruction(f"{path}, line {number}", record) for number, record in records]
         if tokenizer.chat_template is not None:
-            chats = [_turns(None, "\n\n".join(filter(None, asked)), answer) for *asked, answer in pairs]
+            chats = [turns(None, "\n\n".join(filter(None, asked)), answer) for *asked, answer in pairs]
             return "instructions, in the tokenizer's chat template", chats, lambda chat: encode_chat(tokenizer, chat)
         made = [{"prompt": _alpaca(asked, given), "answer": answer, "domain": "id"} for asked, given, answer in pairs]
         rows = make_suite(path.name, made, task=Task("generate"))
@@ -153,78 +140,6 @@ def _reader(
         raise SuiteError(f"{path} asks whether the model refuses and has no answers to train on; give a suite or chats with answers")
     how = ", in the tokenizer's chat template" if suite.task.chat else ""
     return f"suite of kind {suite.task.kind}{how}", list(suite.rows), partial(encode_row, Encoder(tokenizer, suite), max_length)
-
-
-def encode_row(encoder: Encoder, max_length: int, row: Row) -> list[Example] | str:
-    """A suite's row as it will be put to the model when it is evaluated, with the right answer after it; or why not."""
-    task = encoder.suite.task
-    if row.domain != "id":
-        return "out of distribution (to train on them too, write --data id=FILE)"
-    if task.kind == "text":
-        return _pieces(encoder, row.prompt, max_length) or "of a single token"
-    if task.chat and task.kind == "generate":  # the template says how a turn ends
-        return encode_chat(encoder.tokenizer, _turns(task.system, row.prompt, row.answer.strip()))
-    text, prompt = encoder.prompt(row)
-    tail = encoder.tail(text + row.answer, prompt)
-    if not tail:
-        # What the model is asked is the prompt's own ids; another tokenization of them would teach another question.
-        return "whose answer joins with the prompt's last token (move the space between them to the answer's front)"
-    tail += [_end(encoder.tokenizer)] if task.kind == "generate" else []
-    return [_example([*prompt, *tail], [False] * len(prompt) + [True] * len(tail))]
-
-
-def _pieces(encoder: Encoder, text: str, max_length: int) -> list[Example]:
-    """The text cut up, a BOS that the tokenizer puts in front standing before every piece; pieces that teach nothing are dropped."""
-    ids = encoder.ids(text)
-    front = [id_ for id_ in ids[:1] if id_ == encoder.tokenizer.bos_token_id]
-    size = max_length - len(front)
-    pieces = [front + ids[i : i + size] for i in range(len(front), len(ids), size)]
-    return [_example(piece, [True] * len(piece)) for piece in pieces if len(piece) > 1]
-
-
-def _turns(system: str | None, asked: str, answer: str) -> Messages:
-    turns = [("user", asked), ("assistant", answer)]
-    return [{"role": role, "content": text} for role, text in ([("system", system)] if system else []) + turns]
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[Example] | str:
-    """A chat, labels on each assistant's turn: the ids that the template adds when that turn is added, and its end."""
-    try:
-        ids = _chat_ids(tokenizer, messages, ask=False)
-        said = [False] * len(ids)
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before, after = _chat_ids(tokenizer, messages[:i], ask=True), _chat_ids(tokenizer, messages[: i + 1], ask=False)
-                if ids[: len(after)] != after or after[: len(before)] != before:
-                    return "whose earlier turns the chat template rewrites"
-                said[len(before) : len(after)] = [True] * (len(after) - len(before))
-    except TemplateError as error:
-        return f"that the chat template refuses ({error})"
-    if not any(id_ in _specials(tokenizer) for id_, labelled in zip(ids, said, strict=True) if labelled):
-        ids, said = [*ids, _end(tokenizer)], [*said, True]  # a template without a mark where a turn ends
-    return [_example(ids, said)]
-
-
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, ask: bool) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise SuiteError("the data are chats, and the base's tokenizer has no chat template; give rows with prompt and answer")
-    made = tokenizer.apply_chat_template(list(messages), tokenize=True, add_generation_prompt=ask, return_dict=True)
-    return list(made["input_ids"])
-
-
-def _specials(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-
-
-def _end(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise SuiteError("the base's tokenizer has no end-of-text token, so a model could not learn where an answer ends; set eos_token")
-    return int(tokenizer.eos_token_id)
-
-
-def _example(ids: Sequence[int], said: Sequence[bool]) -> Example:
-    labels = [id_ if labelled else NO_LABEL for id_, labelled in zip(ids, said, strict=True)]
-    return Example(tuple(ids), (NO_LABEL, *labels[1:]))
 
 
 def _messages(where: str, record: Any) -> Messages:

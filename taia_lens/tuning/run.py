@@ -32,12 +32,13 @@ from transformers import (
 )
 
 from taia_lens.errors import PairError, TaiaLensError
+from taia_lens.examples import NO_LABEL, collate
 from taia_lens.loading.adapters import adapter_file
 from taia_lens.loading.models import DTYPES, LOAD_ERRORS, Options, from_folder, load_message, locate, resolve_device
 from taia_lens.loading.tokenizers import tokenizer_of
 from taia_lens.results import check_out, versions, whole_folder
 from taia_lens.sites import GRAFTABLE
-from taia_lens.tuning.data import NO_LABEL, Data, Example, read_data
+from taia_lens.tuning.data import Data, read_data
 from taia_lens.tuning.parts import components, with_lora
 from taia_lens.tuning.settings import TRAIN, Settings
 
@@ -188,15 +189,6 @@ def answer_loss(
     kept = labels[:, 1:] != NO_LABEL
     total = torch.nn.functional.cross_entropy(outputs.logits[:, :-1][kept].float(), labels[:, 1:][kept], reduction="sum")
     return total / num_items_in_batch
-
-
-def collate(examples: list[Example]) -> dict[str, Tensor]:
-    """Examples side by side, filled up on the right. The mask says what is filling, so that no id has to."""
-    width = max(len(example.tokens) for example in examples)
-    tokens = [[*e.tokens, *[e.tokens[-1]] * (width - len(e.tokens))] for e in examples]
-    labels = [[*e.labels, *[NO_LABEL] * (width - len(e.labels))] for e in examples]
-    mask = [[1] * len(e.tokens) + [0] * (width - len(e.tokens)) for e in examples]
-    return {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
 
 
 class _Watch(TrainerCallback):

@@ -1,0 +1,63 @@
+"""Scales on a live model: one hook a layer, vectorised over its heads. Gradients reach the scales and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from taia_lens.scales import Scales
+from taia_lens.sites import Site
+from taia_lens.weights import Model
+
+
+@contextmanager
+def scaled(model: Model, scales: Scales) -> Iterator[Model]:
+    """The model with scales applied, live, for as long as the block runs.
+
+    Every TransformerLens tool works on it, and so do gradients with respect to `scales.gain` and `scales.offset`. The
+    arithmetic is float32 at least, whatever the model's dtype; what leaves the site is of the model's dtype.
+    """
+    with model.hooks(fwd_hooks=[_hook(model, scales, layer) for layer in scales.layers]):
+        yield model
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[Model]:
+    """The model with gradients on, of which its own weights get none."""
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        model.requires_grad_(False)
+        with torch.enable_grad():
+            yield model
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[name])
+
+
+def _hook(model: Model, scales: Scales, layer: int) -> tuple[str, Callable[..., Tensor]]:
+    rows = [i for i, site in enumerate(scales.sites) if site.layer == layer]
+    here = [scales.sites[i] for i in rows]
+    device = next(model.parameters()).device
+    index = torch.tensor(rows, device=scales.gain.device)
+    gain, offset = (_laid_out(model, here, t[index]).to(device) for t in (scales.gain, scales.offset))
+
+    def scale(act: Tensor, hook: object) -> Tensor:
+        # Half precision would round 1 + A away: A starts at 1e-3, and bfloat16's steps at 1 are 8e-3.
+        return ((1 + gain) * act + offset).to(act.dtype)
+
+    return here[0].hook, scale
+
+
+def _laid_out(model: Model, sites: list[Site], values: Tensor) -> Tensor:
+    """One layer's values as they are added to its activation: zero at the heads that are not named."""
+    if sites[0].head is None:
+        return rearrange(values, "1 width -> width")
+    heads = torch.tensor([site.head for site in sites], device=values.device)
+    n_heads = int(model.cfg.n_heads)
+    if heads.tolist() == list(range(n_heads)):
+        return values
+    return torch.zeros(n_heads, values.shape[1], dtype=values.dtype, device=values.device).index_copy(0, heads, values)
