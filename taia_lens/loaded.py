@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from taia_lens.weights import Model, stored_buffers, weights
+from taia_lens.weights import Model, is_idle, stored_buffers, weights
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fingerprint(model: Model) -> str:
     """A content hash of a model's weights and hyper-parameters."""
     known = {key: value for key, value in config(model).items() if key not in HARMLESS}
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=16)
-    for weight in sorted((w for w in weights(model) if not w.copy), key=lambda w: w.name):
+    for weight in sorted((w for w in weights(model) if not w.copy and not is_idle(w)), key=lambda w: w.name):
         tensor = weight.parameter.detach().contiguous().cpu()
         digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from taia_lens.engine import applied, check_recipe
+from taia_lens.engine import applied, check_recipe, scaled
 from taia_lens.errors import RecipeError, SuiteError, TaiaLensError
 from taia_lens.evaluation import Piece, prepare, score
 from taia_lens.loaded import Loaded
@@ -17,8 +18,10 @@ from taia_lens.metric_names import METRICS, default_metrics
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Patch, Recipe, Side
 from taia_lens.results import versions
+from taia_lens.scales import Scales
 from taia_lens.store import Cell, CellStore
 from taia_lens.suite import Suite
+from taia_lens.weights import Model
 
 # Versions that numbers depend on; plotting libraries do not belong here. SCORING is raised when this package's own numbers change.
 NUMERIC = ("torch", "transformers", "tokenizers", "transformer-lens", "numpy")
@@ -73,22 +76,47 @@ def score_recipe(pair: Pair, recipe: Recipe, suites: Sequence[Prepared], *, stor
         bar: Moved on by one a piece.
 
     """
+    return _scored(suites, lambda content: depends_on(pair, recipe, content), applied(pair, recipe), store, bar)
+
+
+def score_scales(model: Loaded, scales: Scales | None, suites: Sequence[Prepared], *, store: CellStore | None, bar: tqdm) -> list[Scores]:
+    """Score a model with scales applied, or as it is (None), on every prompt of the suites; as `score_recipe`.
+
+    Args:
+        model: The model; `suites` are prepared for it.
+        scales: That fit it (`scales.check_fits`).
+        suites: From `prepare_suite`.
+        store: Finished cells; None to keep none.
+        bar: Moved on by one a piece.
+    """
+    live = nullcontext(model.model) if scales is None else scaled(model.model, scales)
+    return _scored(suites, lambda content: scales_depend_on(model, scales, content), live, store, bar)
+
+
+def _scored(
+    suites: Sequence[Prepared],
+    depends: Callable[[str], dict[str, Any]],
+    live: AbstractContextManager[Model],
+    store: CellStore | None,
+    bar: tqdm,
+) -> list[Scores]:
+    """Every piece's cell, from the store or from the live model."""
     found: dict[str, Cell] = {}
     missing: list[Piece] = []
     for piece in (piece for suite in suites for piece in suite.pieces):
-        cell = None if store is None else store.get(depends_on(pair, recipe, piece.key))
+        cell = None if store is None else store.get(depends(piece.key))
         if cell is None:
             missing.append(piece)
         else:
             found[piece.key] = cell
             bar.update()
     if missing:
-        with applied(pair, recipe) as model:
+        with live as model:
             for piece in missing:
                 scored = score(model, piece)
                 cell = Cell(scored.values, scored.transcripts)
                 if store is not None:
-                    store.put(depends_on(pair, recipe, piece.key), cell)
+                    store.put(depends(piece.key), cell)
                 found[piece.key] = cell
                 bar.update()
     return [_gather(suite, found) for suite in suites]
@@ -126,6 +154,19 @@ def depends_on(pair: Pair, recipe: Recipe, content: str, *, sides: Sequence[Side
     }
 
 
+def scales_depend_on(model: Loaded, scales: Scales | None, content: str) -> dict[str, Any]:
+    """Everything that a cell of a scaled model depends on; without scales it is the cell of a pair's base."""
+    known = versions()
+    return {
+        "models": {"base": model.fingerprint},
+        "recipe": str(Recipe("base")),
+        "content": content,
+        "dtype": model.dtype,
+        "device": model.device.type,
+        "versions": {name: known[name] for name in NUMERIC} | {"scoring": str(SCORING)},
+    } | ({} if scales is None else {"scales": scales.key})
+
+
 def check_suites(suites: list[Suite]) -> list[Suite]:
     """The suites, with distinct names.
 
@@ -156,6 +197,11 @@ def metrics_of(suite: Suite, asked: Sequence[str] | None) -> tuple[str, ...]:
         able = ", ".join(name for name, metric in METRICS.items() if suite.task.kind in metric.kinds)
         raise TaiaLensError(f"none of {', '.join(asked)} fits the suite {suite.name}, whose task is {suite.task.kind}; write one of {able}")
     return fitting
+
+
+def model_attrs(model: Loaded) -> dict[str, object]:
+    """What a result keeps of the one model it came from."""
+    return {"model": model.name, "dtype": model.dtype, "device": str(model.device), "fingerprint": model.fingerprint}
 
 
 def pair_attrs(pair: Pair) -> dict[str, object]:

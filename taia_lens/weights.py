@@ -52,9 +52,10 @@ def weights(model: Model) -> list[Weight]:
     Raises:
         PairError: A parameter lies under no component, or under two.
     """
-    owner: dict[int, tuple[str, int | None]] = {}
+    outputs = _output_scales(model)
+    owner: dict[int, tuple[str, int | None]] = dict(outputs)
     for component, layer, module in _component_modules(model):
-        for parameter in module.parameters():
+        for parameter in (p for p in module.parameters() if id(p) not in outputs):
             known = owner.setdefault(id(parameter), (component, layer))
             # Tied embeddings are one tensor under two names; it counts as the embedding.
             if known != (component, layer) and {known[0], component} != {"embed", "unembed"}:
@@ -86,21 +87,44 @@ def stored_buffers(model: Model) -> dict[str, Tensor]:
 
 
 # The bridge's names of projections (and HookedTransformer's, whose weights are parameters of one module) -> the words used here.
-_PART = {"in": "up", "out": "down"}
+_PART = {"in": "up", "out": "down", "hook_out": "scale"}
 _HOOKED = {"Q": "q", "K": "k", "V": "v", "O": "o", "gate": "gate", "in": "up", "out": "down"}
+
+
+# Scales that are a side of a pair (loading.scaled): parameters of a hook point. The heads' stand before the output projection.
+_SCALES = (".hook_in.gain", ".hook_in.offset", ".hook_out.gain", ".hook_out.offset")
+_HEAD_SCALES = ("hook_in.gain", "hook_in.offset")
+_POST_NORMS = {"ln1_post": "attn", "ln2_post": "mlp"}
+
+
+def is_idle(weight: Weight) -> bool:
+    """Whether it is scales of zero, which change nothing: the base's, beside a tuned side that is an adapter of scales."""
+    return weight.name.endswith(_SCALES) and not weight.parameter.any()
+
+
+def _output_scales(model: Model) -> dict[int, tuple[str, int | None]]:
+    """Scales of attn's and mlp's output behind a post-norm: the component's, though they lie in the norm's module."""
+    found: dict[int, tuple[str, int | None]] = {}
+    for layer, block in enumerate(model.blocks):
+        for attribute, norm in block.named_children():
+            if attribute in _POST_NORMS:
+                scales = [p for name, p in norm.named_parameters() if f".{name}" in _SCALES]
+                found |= dict.fromkeys(map(id, scales), (_POST_NORMS[attribute], layer))
+    return found
 
 
 def _parts(model: Model) -> dict[int, tuple[str, int | None]]:
     """Of every parameter of a projection: the projection's name, and the dim along which its heads lie."""
-    found: dict[int, tuple[str, int | None]] = {}
+    found: dict[int, tuple[str, int | None]] = dict.fromkeys(_output_scales(model), ("scale", None))
     for block in model.blocks:
         for attribute, module in block.named_children():
             if attribute not in (*COMPONENTS["attn"].modules, *COMPONENTS["mlp"].modules):
                 continue
             for name, child in module.named_children():
                 if name != "_original_component":
-                    for parameter in child.parameters():
-                        found.setdefault(id(parameter), (_PART.get(name, name), _head_dim(name, child, parameter)))
+                    for leaf, parameter in child.named_parameters():
+                        head_dim = 0 if name == "o" and leaf in _HEAD_SCALES else _head_dim(name, child, parameter)
+                        found.setdefault(id(parameter), (_PART.get(name, name), head_dim))
             for name, parameter in module.named_parameters(recurse=False):
                 kind, _, projection = name.removeprefix("_").partition("_")
                 if projection in _HOOKED and kind in ("W", "b"):

@@ -10,19 +10,22 @@ from typing import Any
 import typer
 
 from taia_lens.cli import common
-from taia_lens.tuning.settings import Settings
+from taia_lens.errors import TaiaLensError
+from taia_lens.tuning.settings import METHODS, Settings
 
 
 def tune(
     base: str = typer.Option(..., help="The model to tune: a local folder or a Hub id."),
     data: str = typer.Option(..., help="JSONL to train on: a suite, chats or instructions. id=FILE: every row, whatever its domain."),
     train: str = typer.Option(Settings.train, help="all, attn or mlp: whose weights are trained."),
-    out: Path = typer.Option(..., help="The folder to write: an adapter, or (--full) a checkpoint."),
-    full: bool = typer.Option(False, "--full", help="Train the weights themselves, and no LoRA adapter."),
+    out: Path = typer.Option(..., help="The folder to write: an adapter, (full) a checkpoint, or (red) scales."),
+    method: str | None = typer.Option(None, help="lora (default), full: the weights themselves, red: a gain and bias on each FFN output."),
+    full: bool = typer.Option(False, "--full", help="The same as --method full."),
+    red: bool = typer.Option(False, "--red", help="The same as --method red."),
     r: int = typer.Option(Settings.r, help="Rank of the adapter."),
     alpha: int = typer.Option(Settings.alpha, help="Scale of the adapter; its update is multiplied by alpha / r."),
     dropout: float = typer.Option(Settings.dropout, help="On the adapter's input."),
-    lr: float | None = typer.Option(None, help="Highest learning rate. Default: 2e-4, with --full 2e-5 (Stanford Alpaca's)."),
+    lr: float | None = typer.Option(None, help="Highest learning rate. Default: lora 2e-4, full 2e-5 (Stanford Alpaca's), red 8e-3."),
     epochs: float = typer.Option(Settings.epochs, help="Passes over the data."),
     batch_size: int = typer.Option(Settings.batch_size, help="Rows a step."),
     micro_batch: int = typer.Option(
@@ -39,13 +42,18 @@ def tune(
     """Tune a model on your own data, so that it and its base are a pair: all weights, attention's only, or the FFN's only.
 
     The loss is taken on the answers (the assistant's turns) only. The defaults are those of the TAIA paper's LoRA runs. Writes
-    an adapter or a checkpoint, and tuning.json, and prints the folder's path. On a CPU the same command gives the same bits.
+    an adapter, a checkpoint or scales, and tuning.json, and prints the folder's path. On a CPU the same command gives the same bits.
 
     Example: taia-lens tune --base ./base --data train.jsonl --out tuned
 
     Example: taia-lens tune --base ./base --data train.jsonl --train attn --out only-attention
+
+    Example: taia-lens tune --base ./base --data train.jsonl --method red --epochs 3 --out red
     """
-    settings = Settings(train, full, r, alpha, dropout, lr, Settings.warmup, epochs, batch_size, micro_batch, max_length, limit, seed)
+    how = _method(method, full, red)
+    settings = Settings(
+        train, how == "full", r, alpha, dropout, lr, Settings.warmup, epochs, batch_size, micro_batch, max_length, limit, seed, how == "red"
+    )
     with common.status("loading"):
         from taia_lens.tuning import run
 
@@ -69,16 +77,28 @@ def tune(
     print(out)
 
 
+def _method(method: str | None, full: bool, red: bool) -> str:
+    """The one method that was asked for, by name or by its flag."""
+    asked = {name for name, said in ((method, method is not None), ("full", full), ("red", red)) if said}
+    if method is not None and method not in METHODS:
+        raise TaiaLensError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    if len(asked) > 1:
+        raise TaiaLensError(f"one method at a time, and {' and '.join(sorted(map(str, asked)))} were asked for; write one of them")
+    return str(next(iter(asked), "lora"))
+
+
 def _summary(record: dict[str, Any]) -> list[str]:
     data, trained, loss, settings = record["data"], record["trained"], record["loss"], record["settings"]
     tensors = ", ".join(f"{count} of {component}" for component, count in trained["tensors"].items())
-    how = "in full" if settings["full"] else f"by LoRA (r {settings['r']}, alpha {settings['alpha']})"
+    lora = f"by LoRA (r {settings['r']}, alpha {settings['alpha']})"
+    how = {"lora": lora, "full": "in full", "red": "by RED (a gain and an offset on each FFN output)"}[settings["method"]]
+    unit = "passes" if settings["red"] else "steps"
     left_out = [f"left out: {n} rows {reason}" for reason, n in data["left_out"].items()]
     return [
         f"data     {data['form']}: {data['read']} rows read, {data['used']} texts used, loss on {data['labels']} tokens",
         *left_out,
         f"trained  {trained['parameters']} parameters {how}: tensors {tensors}",
-        f"loss     {loss['first']:.4f} at first, {loss['last']:.4f} at last, {len(loss['steps'])} steps, lr {settings['lr']:g}",
+        f"loss     {loss['first']:.4f} at first, {loss['last']:.4f} at last, {len(loss['steps'])} {unit}, lr {settings['lr']:g}",
     ]
 
 

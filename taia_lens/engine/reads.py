@@ -72,6 +72,36 @@ def run_logprobs(
     return torch.cat([_picked(_head(model, chunk, tokens), wanted) for chunk, wanted in chunks])
 
 
+def label_logprobs(
+    model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    """Log-probability of each row's labelled tokens, summed, in nats; with gradients where they are on.
+
+    Args:
+        model: Live, with whatever weights and hooks are in force.
+        tokens: Ids, padded.
+        mask: True at tokens, False at padding.
+        labels: The token that stands at a position, where it is to be predicted from those before it; negative elsewhere.
+    """
+    rows, positions = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
+
+    def only(act: Tensor, hook: object) -> Tensor:
+        return rearrange(act[rows, positions], "read d_model -> read 1 d_model")
+
+    logits = rearrange(_forward(model, tokens, mask, only, grad=True), "read 1 d_vocab -> read d_vocab")
+    found = _picked(logits, labels[rows, positions + 1])
+    return torch.zeros(len(tokens), dtype=found.dtype, device=found.device).index_add(0, rows, found)
+
+
+def run_body(model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> None:
+    """Run the model for its hooks; one position reaches the unembedding."""
+
+    def only(act: Tensor, hook: object) -> Tensor:
+        return act[:1, :1]
+
+    _forward(model, tokens, mask, only)
+
+
 def _head(model: Model, residual: Float[Tensor, "read d_model"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "read d_vocab"]:
     """What the model makes of these at the unembedding and after it (scales, caps): a forward of one token that they replace."""
     one = tokens[:1, :1]
@@ -87,8 +117,8 @@ def _picked(logits: Float[Tensor, "read d_vocab"], targets: Int[Tensor, " read"]
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _forward(model: Model, tokens: Tensor, mask: Tensor, at_unembedding: Callable[..., Tensor]) -> Tensor:
-    with torch.no_grad(), model.hooks(fwd_hooks=[(_read_hook(model), at_unembedding)]):
+def _forward(model: Model, tokens: Tensor, mask: Tensor, at_unembedding: Callable[..., Tensor], *, grad: bool = False) -> Tensor:
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()), model.hooks(fwd_hooks=[(_read_hook(model), at_unembedding)]):
         return model(tokens, attention_mask=mask.long(), return_type="logits")
 
 

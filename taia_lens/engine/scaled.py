@@ -39,17 +39,23 @@ def frozen(model: Model) -> Iterator[Model]:
 
 
 def _hook(model: Model, scales: Scales, layer: int) -> tuple[str, Callable[..., Tensor]]:
-    rows = [i for i, site in enumerate(scales.sites) if site.layer == layer]
-    here = [scales.sites[i] for i in rows]
-    device = next(model.parameters()).device
-    index = torch.tensor(rows, device=scales.gain.device)
-    gain, offset = (_laid_out(model, here, t[index]).to(device) for t in (scales.gain, scales.offset))
+    name, gain, offset = laid_out(model, scales, layer)
 
     def scale(act: Tensor, hook: object) -> Tensor:
         # Half precision would round 1 + A away: A starts at 1e-3, and bfloat16's steps at 1 are 8e-3.
         return ((1 + gain) * act + offset).to(act.dtype)
 
-    return here[0].hook, scale
+    return name, scale
+
+
+def laid_out(model: Model, scales: Scales, layer: int) -> tuple[str, Tensor, Tensor]:
+    """One layer's hook name, and its gain and offset in the shape of the activation there: of heads, one row a head."""
+    rows = [i for i, site in enumerate(scales.sites) if site.layer == layer]
+    here = [scales.sites[i] for i in rows]
+    device = next(model.parameters()).device
+    index = torch.tensor(rows, device=scales.gain.device)
+    gain, offset = (_laid_out(model, here, t[index]).to(device) for t in (scales.gain, scales.offset))
+    return here[0].hook, gain, offset
 
 
 def _laid_out(model: Model, sites: list[Site], values: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +19,9 @@ from taia_lens.loaded import Loaded
 from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
 from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, locate_any, resolve_device
 from taia_lens.loading.tokenizers import compare_tokenizers, tokenizer_of
-from taia_lens.pair import Origin, Pair, Report, config_differences, join
+from taia_lens.pair import Law, Origin, Pair, Report, config_differences, join
+from taia_lens.scales import is_scales
+from taia_lens.weights import Model
 
 __all__ = ["Source", "inspect_pair", "load_one", "load_pair"]
 
@@ -43,7 +45,7 @@ def load_one(
     options = Options(resolve_device(device), dtype, allow_pickle, trust_remote_code)
     with _stdout_to_stderr():
         locate_any(source, options)
-        if adapter_file(source, options) is not None:
+        if is_scales(source) or adapter_file(source, options) is not None:
             raise PairError(f"{source} is an adapter; give a whole model, for example its base")
         found = tokenizer or tokenizer_of(source, "base", options)
         if found is None:
@@ -60,18 +62,21 @@ def load_pair(
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    other_model: bool = False,
 ) -> Pair:
     """Load base and tuned, hold them against each other, and run the self-check.
 
     Args:
         base: A local folder, a Hub id, a transformers model, or a TransformerLens model. A model in memory is left as it is and
             shares its weights with the pair (equal tensors also with tuned): do not change them in place while the pair is used.
-        tuned: The same, or a PEFT LoRA adapter (folder or id) of `base`; it is merged in float32.
+        tuned: The same, or an adapter of `base`: PEFT LoRA (folder or id), which is merged in float32, or the folder of scales that
+            'taia-lens lofit fit' wrote, which both sides then get as parameters, base's being zero.
         tokenizer: Needed only where no side brings one.
         device: Where models from folders go: `auto` takes a GPU where there is one. Models in memory stay where they are.
         dtype: Of models from folders; `auto` keeps the checkpoint's own. Models in memory keep theirs, and another is refused.
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
+        other_model: Accept scales that were made for another model of this shape.
 
     Returns:
         The pair; its `report` holds the laws measured, the merge drift, and added tokens.
@@ -81,7 +86,14 @@ def load_pair(
         CheckError: A law of the self-check fails.
     """
     pair = inspect_pair(
-        base, tuned, tokenizer=tokenizer, device=device, dtype=dtype, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        base,
+        tuned,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        other_model=other_model,
     )
     check.require(pair.report)
     return pair
@@ -96,6 +108,7 @@ def inspect_pair(
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    other_model: bool = False,
 ) -> Pair:
     """As `load_pair`, but a law that fails stands in the report and is no error."""
     if dtype not in DTYPES:
@@ -104,32 +117,48 @@ def inspect_pair(
     with _stdout_to_stderr():
         for source in (base, tuned):
             locate_any(source, options)
-        if adapter_file(base, options) is not None:
+        if is_scales(base) or adapter_file(base, options) is not None:
             raise PairError(f"base {base} is an adapter; give its base model as base, and the adapter as tuned")
         tokenizers = {"base": tokenizer_of(base, "base", options), "tuned": tokenizer_of(tuned, "tuned", options)}
         added = compare_tokenizers(tokenizers["base"], tokenizers["tuned"])
         shared = tokenizer or tokenizers["base"] or tokenizers["tuned"]
         if shared is None:
             raise PairError("neither side brings a tokenizer; pass load_pair(..., tokenizer=AutoTokenizer.from_pretrained(...))")
-        base_model = load_model(base, "base", shared, options)
-        adapter = adapter_file(tuned, options)
-        drift: float | None = None
-        notes: tuple[str, ...] = ()
-        if adapter is None:
-            tuned_model = load_model(tuned, "tuned", shared, options)
-        else:
-            whole, drift = merged(base, tuned, adapter, options)
-            tuned_model, notes = bridge(whole, shared, "tuned"), adapter_notes(base, adapter)
-        origin = Origin(describe(base), describe(tuned), str(next(base_model.parameters()).dtype).removeprefix("torch."))
-        pair = join(base_model, tuned_model, shared, origin)
-        notes += config_differences(base_model, tuned_model)
-        sides = [side for side, found in tokenizers.items() if found is not None]
+        sides = _sides(base, tuned, shared, options, other_model)
+        origin = Origin(describe(base), describe(tuned), str(next(sides.base.parameters()).dtype).removeprefix("torch."))
+        pair = join(sides.base, sides.tuned, shared, origin)
+        notes = sides.notes + config_differences(pair.base, pair.tuned)
+        brought = [side for side, found in tokenizers.items() if found is not None]
         compared = (
             "both sides' tokenizers agree"
-            if len(sides) == 2
-            else f"tokenizer of {sides[0] if sides else 'the caller'}; none to compare it with"
+            if len(brought) == 2
+            else f"tokenizer of {brought[0] if brought else 'the caller'}; none to compare it with"
         )
-        return replace(pair, report=Report(drift, added, compared, notes, check.laws(pair)))
+        return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair))))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Two models that are not a pair yet: how far merging moved tuned's logits, and laws beside those of any pair."""
+
+    base: Model
+    tuned: Model
+    drift: float | None = None
+    notes: tuple[str, ...] = ()
+    laws: Callable[[Pair], tuple[Law, ...]] = lambda pair: ()
+
+
+def _sides(base: Source, tuned: Source, tokenizer: PreTrainedTokenizerBase, options: Options, other_model: bool) -> _Sides:
+    if is_scales(tuned):
+        from taia_lens.loading.scaled import scaled_law, scaled_sides  # loads TransformerLens, which a loader's import need not
+
+        made = scaled_sides(base, tuned, tokenizer, options, other_model=other_model)
+        return _Sides(made.base, made.tuned, None, made.notes, lambda pair: (scaled_law(pair, made.scales),))
+    base_model, adapter = load_model(base, "base", tokenizer, options), adapter_file(tuned, options)
+    if adapter is None:
+        return _Sides(base_model, load_model(tuned, "tuned", tokenizer, options))
+    whole, drift = merged(base, tuned, adapter, options)
+    return _Sides(base_model, bridge(whole, tokenizer, "tuned"), drift, adapter_notes(base, adapter))
 
 
 @contextlib.contextmanager

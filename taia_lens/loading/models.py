@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
+from taia_lens.scales import is_scales
 from taia_lens.weights import Model
 
 Source = str | Path | Any
@@ -180,7 +181,7 @@ def locate(source: str | Path, options: Options) -> str:
 
 def locate_any(source: Source, options: Options) -> None:
     """Raise, before anything is loaded, where a name is neither a model, nor an adapter, nor a Hub id."""
-    if isinstance(source, (str, Path)) and not (Path(source).expanduser() / "adapter_config.json").is_file():
+    if isinstance(source, (str, Path)) and not is_scales(source) and not (Path(source).expanduser() / "adapter_config.json").is_file():
         locate(source, options)
 
 

@@ -1,4 +1,4 @@
-"""Training the tuned side: transformers' Trainer around a LoRA adapter or the whole model, and the folder that comes of it."""
+"""Training the tuned side: transformers' Trainer around a LoRA adapter or the whole model, or RED; the folder that comes of it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ from transformers import (
 
 from taia_lens.errors import PairError, TaiaLensError
 from taia_lens.examples import NO_LABEL, collate
+from taia_lens.loading import load_one
 from taia_lens.loading.adapters import adapter_file
 from taia_lens.loading.models import DTYPES, LOAD_ERRORS, Options, from_folder, load_message, locate, resolve_device
 from taia_lens.loading.tokenizers import tokenizer_of
 from taia_lens.results import check_out, versions, whole_folder
+from taia_lens.scales import write_scales
 from taia_lens.sites import GRAFTABLE
 from taia_lens.tuning.data import Data, read_data
 from taia_lens.tuning.parts import components, with_lora
+from taia_lens.tuning.red import train_red
 from taia_lens.tuning.settings import TRAIN, Settings
 
 
@@ -56,7 +59,7 @@ def tune(
     trust_remote_code: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Make the tuned side of a pair: a LoRA adapter on `base`, or a whole checkpoint, trained on the answers in `data`.
+    """Make the tuned side of a pair: a LoRA adapter on `base`, a whole checkpoint, or RED's scales, trained on the answers in `data`.
 
     On a CPU the same settings give the same bits.
 
@@ -91,17 +94,52 @@ def tune(
             raise PairError(f"{base} brings no tokenizer, and text must become tokens; put the tokenizer's files into the folder")
         rows = read_data(data, tokenizer, max_length=settings.max_length, every=every, limit=settings.limit, seed=settings.seed)
         set_seed(settings.seed)
-        whole = from_folder(base, options)
-        loaded = _dtype(whole, base)
-        model, trained = _to_train(whole, tokenizer, settings)
-        losses = _train(model, rows, settings, options.device, bf16=settings.full and loaded == torch.bfloat16, progress=progress)
-        with whole_folder(out) as partial:
-            _save(partial, model.to(loaded) if settings.full else model, tokenizer, _name(base))
-            record = _record(_name(base), rows, settings, trained, losses, started) | {
-                "dtype": str(loaded).removeprefix("torch."),
-                "device": options.device,
-            }
-            (partial / "tuning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        make = _scales if settings.red else _weights
+        return make(base, rows, tokenizer, settings, options, out, started, progress)
+
+
+def _weights(
+    base: str | Path,
+    rows: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    options: Options,
+    out: Path,
+    started: float,
+    progress: bool,
+) -> dict[str, Any]:
+    whole = from_folder(base, options)
+    loaded = _dtype(whole, base)
+    model, trained = _to_train(whole, tokenizer, settings)
+    losses = _train(model, rows, settings, options.device, bf16=settings.full and loaded == torch.bfloat16, progress=progress)
+    with whole_folder(out) as partial:
+        _save(partial, model.to(loaded) if settings.full else model, tokenizer, _name(base))
+        record = _record(_name(base), rows, settings, trained, losses, started)
+        return _write(partial, record | {"dtype": str(loaded).removeprefix("torch."), "device": options.device})
+
+
+def _scales(
+    base: str | Path,
+    rows: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    options: Options,
+    out: Path,
+    started: float,
+    progress: bool,
+) -> dict[str, Any]:
+    pickle, remote = options.allow_pickle, options.trust_remote_code
+    model = load_one(base, tokenizer=tokenizer, device=options.device, dtype=options.dtype, allow_pickle=pickle, trust_remote_code=remote)
+    scales, losses = train_red(replace(model, name=_name(base)), rows, settings, progress=progress)
+    trained = {"parameters": scales.gain.numel() + scales.offset.numel(), "tensors": {"mlp": 2 * len(scales.sites)}}
+    with whole_folder(out) as partial:
+        write_scales(partial, scales)
+        record = _record(_name(base), rows, settings, trained, losses, started)
+        return _write(partial, record | {"dtype": model.dtype, "device": options.device})
+
+
+def _write(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    (folder / "tuning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -118,7 +156,7 @@ def _record(base: str, data: Data, settings: Settings, trained: dict[str, Any], 
             "used": len(data.examples),
             "labels": data.n_labels,
         },
-        "settings": asdict(settings) | {"lr": settings.rate},
+        "settings": asdict(settings) | {"lr": settings.rate, "method": settings.method},
         "trained": trained,
         "loss": {"first": losses[0], "last": losses[-1], "steps": losses},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
