@@ -6,22 +6,19 @@ from collections.abc import Callable, Iterable
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.engine.reads import run_body
 from taia_lens.sites import Site
 from taia_lens.weights import Model
 
-Tokens = tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]
-
-
-def mean_squares(model: Model, batches: Iterable[Tokens]) -> Float[Tensor, "layer head d_head"]:
+def mean_squares(model: Model, batches: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "layer head d_head"]:
     """Mean of z squared over all tokens, of every head and dim; in float64.
 
     Args:
         model: Live, with whatever is in force.
-        batches: Ids and masks.
+        batches: Ids (batch, pos) and masks; each batch of its own size.
     """
     names = [Site("head", layer, 0).hook for layer in range(model.cfg.n_layers)]
     sums: dict[str, Tensor] = {}

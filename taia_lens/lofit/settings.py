@@ -83,7 +83,7 @@ def tune_settings(n_parameters: int) -> Settings:
     return Settings(lr=1e-2) if n_parameters < LARGE else Settings(lr=2e-2)
 
 
-def how_many(asked: str | float, n: int) -> int:
+def how_many(asked: str | float | int, n: int) -> int:
     """How many of n heads: `3%`, a fraction below 1, or a number of them.
 
     >>> how_many("3%", 1024), how_many(0.1, 1024), how_many(4, 48), how_many("16", 48)

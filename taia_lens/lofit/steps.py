@@ -105,7 +105,7 @@ def tune(
 def fit(
     model: Loaded,
     suite: Suite,
-    k: str | float,
+    k: str | float | int,
     *,
     validation: Suite | None = None,
     selecting: Settings | None = None,
