@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from taia_lens.export import export_graft
     from taia_lens.loading import load_pair
     from taia_lens.pair import Pair
-    from taia_lens.plots import anatomy_figure, compare_figure, drift_figure, layers_figure, patch_figure
+    from taia_lens.plots import (
+        anatomy_figure,
+        compare_figure,
+        drift_figure,
+        heads_figure,
+        layers_figure,
+        patch_figure,
+        steering_figure,
+        transfer_figure,
+    )
     from taia_lens.recipe import Ablate, Graft, Patch, Recipe, taia, taif
     from taia_lens.recipe_text import named_recipe, parse_recipe
     from taia_lens.results import summary
@@ -27,10 +36,21 @@ if TYPE_CHECKING:
     from taia_lens.studies.anatomy import anatomy
     from taia_lens.studies.drift import drift
     from taia_lens.studies.grid import Controls, compare
+    from taia_lens.studies.heads import heads, transfer
     from taia_lens.studies.layers import Sampling, layers
     from taia_lens.studies.patching import patch
+    from taia_lens.studies.steering import steer
     from taia_lens.suite import Suite, Task, load_suite, make_suite, save_suite
-    from taia_lens.summaries import drift_summary, grid_summary, layers_summary, sentences
+    from taia_lens.summaries import (
+        drift_summary,
+        grid_summary,
+        heads_sentences,
+        heads_summary,
+        layers_summary,
+        sentences,
+        steering_summary,
+        transfer_summary,
+    )
 
 _MODULES = ("plots", "results", "summaries", "tables")
 _HOME = {
@@ -59,6 +79,10 @@ _HOME = {
     "evaluate": "engine",
     "export_graft": "export",
     "grid_summary": "summaries",
+    "heads": "studies.heads",
+    "heads_figure": "plots",
+    "heads_sentences": "summaries",
+    "heads_summary": "summaries",
     "layers": "studies.layers",
     "layers_figure": "plots",
     "layers_summary": "summaries",
@@ -74,9 +98,15 @@ _HOME = {
     "patch_figure": "plots",
     "save_suite": "suite",
     "sentences": "summaries",
+    "steer": "studies.steering",
+    "steering_figure": "plots",
+    "steering_summary": "summaries",
     "summary": "results",
     "taia": "recipe",
     "taif": "recipe",
+    "transfer": "studies.heads",
+    "transfer_figure": "plots",
+    "transfer_summary": "summaries",
 }
 __all__ = [
     "Ablate",
@@ -104,6 +134,10 @@ __all__ = [
     "evaluate",
     "export_graft",
     "grid_summary",
+    "heads",
+    "heads_figure",
+    "heads_sentences",
+    "heads_summary",
     "layers",
     "layers_figure",
     "layers_summary",
@@ -121,11 +155,17 @@ __all__ = [
     "results",
     "save_suite",
     "sentences",
+    "steer",
+    "steering_figure",
+    "steering_summary",
     "summaries",
     "summary",
     "tables",
     "taia",
     "taif",
+    "transfer",
+    "transfer_figure",
+    "transfer_summary",
 ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from taia_lens.batch import NO_TOKEN, Batch
 from taia_lens.engine import Run, applied, evaluate, run_plain
 from taia_lens.errors import CheckError
+from taia_lens.loaded import Loaded
 from taia_lens.pair import Law, Pair, Report
 from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Side
 from taia_lens.sites import RESID_PRE, Site
@@ -25,7 +26,7 @@ PROBE_ROWS, PROBE_LENGTH = 2, 12
 ULPS = 4.0
 
 
-def probe(pair: Pair) -> Batch:
+def probe(pair: Pair | Loaded) -> Batch:
     """A batch of random ids, the same on every run; its second row is padded."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(pair.shape.d_vocab, (PROBE_ROWS, PROBE_LENGTH), generator=generator)

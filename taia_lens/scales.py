@@ -110,7 +110,7 @@ def check_fits(scales: Scales, model: Loaded, *, other_model: bool = False) -> N
     if not other_model and made_for is not None and dtype == model.dtype and made_for != model.fingerprint:
         raise PairError(
             f"the scales were made for {name}, whose weights are not those of {model.name}; give that model, "
-            "or say that another is meant: --other-model (other_model=True)"
+            "or say that another is meant: other_model=True, or --other-model of 'taia-lens lofit'"
         )
 
 
@@ -150,9 +150,10 @@ def load_scales(folder: str | Path) -> Scales:
         scales = Scales(sites, tensors["gain"], tensors["offset"], head["made"])
     except FileNotFoundError as error:
         raise ResultError(
-            f"no scales in {folder}: it lacks {Path(error.filename or CONFIG).name}; give what 'taia-lens lofit fit' wrote"
+            f"no scales in {folder}: it lacks {next((n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file()), CONFIG)}; "
+            "give what 'taia-lens lofit fit' wrote"
         ) from error
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError, KeyError, TypeError, OSError) as error:
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError, KeyError, TypeError, OSError, SiteError) as error:
         raise ResultError(f"cannot read the scales in {folder}: {type(error).__name__}: {error}; the files are damaged") from error
     if scales.gain.shape != scales.offset.shape or scales.gain.shape[:1] != (len(sites),):
         raise ResultError(f"cannot read the scales in {folder}: {len(sites)} sites, gains {tuple(scales.gain.shape)}; it is damaged")

@@ -28,7 +28,7 @@ LEVELS: list[set[str]] = [
     {"lofit"},
     {"rankers"},
     {"loading", "studies", "harness"},
-    {"demo", "export", "tuning"},
+    {"demo", "export", "tuning", "lofit_paper"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from taia_lens.cli import anatomy, check, compare, demo, drift, eval, graft, layers, patch, suite, tune
+from taia_lens.cli import anatomy, check, compare, demo, drift, eval, graft, heads, layers, lofit, patch, steer, suite, transfer, tune
 from taia_lens.errors import RecipeError, TaiaLensError
 
 app = typer.Typer(
@@ -20,12 +20,16 @@ app = typer.Typer(
 app.command("patch")(patch.patch)
 app.command("compare")(compare.compare)
 app.command("layers")(layers.layers)
+app.command("heads")(heads.heads)
+app.command("transfer")(transfer.transfer)
 app.command("anatomy")(anatomy.anatomy)
 app.command("drift")(drift.drift)
 app.command("check")(check.check)
 app.command("tune")(tune.tune)
+app.command("steer")(steer.steer)
 app.command("eval")(eval.evaluate)
 app.command("graft")(graft.graft)
+app.add_typer(lofit.app, name="lofit")
 app.add_typer(demo.app, name="demo")
 app.add_typer(suite.app, name="suite")
 

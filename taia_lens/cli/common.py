@@ -22,6 +22,7 @@ from taia_lens.suite import DOMAINS, Suite, load_suite
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from taia_lens.loaded import Loaded
     from taia_lens.pair import Pair
     from taia_lens.store import CellStore
 
@@ -63,7 +64,35 @@ class PairOptions:
         return pair
 
 
-def read_suite(asked: str | None, options: PairOptions) -> Suite:
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options that say which one model, and how to load it."""
+
+    base: str | None
+    device: str
+    dtype: str
+    allow_pickle: bool
+    trust_remote_code: bool
+
+    def load(self) -> Loaded:
+        """Load the model; the demo's base where none is named."""
+        from taia_lens.demo import BASE
+        from taia_lens.loading import load_one
+
+        quiet()
+        model = load_one(
+            self.base or BASE,
+            device=self.device,
+            dtype=self.dtype,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )
+        gc.freeze()
+        gc.enable()
+        return model
+
+
+def read_suite(asked: str | None, options: PairOptions | ModelOptions) -> Suite:
     """The suite named: a JSONL file, `demo:NAME`, or the demo's routing suite where the demo pair is used and none is named."""
     from taia_lens.demo import demo_suite
 
@@ -76,7 +105,7 @@ def read_suite(asked: str | None, options: PairOptions) -> Suite:
     return load_suite(asked)
 
 
-def read_suites(asked: list[str] | None, options: PairOptions, *, limit: int | None, seed: int) -> list[Suite]:
+def read_suites(asked: list[str] | None, options: PairOptions | ModelOptions, *, limit: int | None, seed: int) -> list[Suite]:
     """The suites named: `FILE`, or `id=FILE` and `ood=FILE`, which say the domain of all its rows; the demo's where none is named."""
     found = [one_suite(text, options) for text in asked] if asked else [read_suite(None, options)]
     names = [suite.name for suite in found]
@@ -86,7 +115,7 @@ def read_suites(asked: list[str] | None, options: PairOptions, *, limit: int | N
     return found if limit is None else [suite.limit(limit, seed=seed) for suite in found]
 
 
-def one_suite(asked: str, options: PairOptions) -> Suite:
+def one_suite(asked: str, options: PairOptions | ModelOptions) -> Suite:
     domain, sign, path = asked.partition("=")
     if not sign or Path(asked).exists():
         return read_suite(asked, options)
@@ -180,8 +209,8 @@ def run_folder(out: Path | None, study: str) -> Path:
     return out
 
 
-def meta(pair: Pair, *, started: float, seed: int | None) -> dict[str, Any]:
-    """What every meta.json has: the exact command, when, how long (`started` is `time.time()` of its start), versions, the pair."""
+def meta(subject: Pair | Loaded, *, started: float, seed: int | None) -> dict[str, Any]:
+    """What every meta.json has: the exact command, when, how long (`started` is `time.time()` of its start), versions, the models."""
     from taia_lens.results import versions
 
     return {
@@ -190,8 +219,16 @@ def meta(pair: Pair, *, started: float, seed: int | None) -> dict[str, Any]:
         "seconds": round(time.time() - started, 2),
         "seed": seed,
         "versions": versions(),
-        "pair": provenance(pair),
-    }
+    } | models_meta(subject)
+
+
+def models_meta(subject: Pair | Loaded) -> dict[str, Any]:
+    """What meta.json keeps of the pair, or of the one model."""
+    from taia_lens.pair import Pair
+
+    if isinstance(subject, Pair):
+        return {"pair": provenance(subject)}
+    return {"model": {"name": subject.name, "dtype": subject.dtype, "fingerprint": subject.fingerprint}}
 
 
 def suite_meta(suite: Suite, asked: str | None) -> dict[str, Any]:
@@ -224,7 +261,9 @@ def quiet() -> None:
 
 
 BASE_HELP = "The base model: a local folder or a Hub id. Default: the demo pair."
-TUNED_HELP = "Its fine-tuned version: a folder, a Hub id, or a PEFT LoRA adapter."
+TUNED_HELP = "Its fine-tuned version: a folder, a Hub id, a PEFT LoRA adapter, or what 'taia-lens lofit fit' wrote."
+MODEL_HELP = "The model: a local folder or a Hub id. Default: the demo's base."
+OTHER_MODEL_HELP = "Accept an adapter that was made for another model of this shape."
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."
 DTYPE_HELP = "auto keeps the checkpoint's own; float32, bfloat16, float16, float64."
 PICKLE_HELP = "Also read weights from .bin files (pickles can run code when opened)."

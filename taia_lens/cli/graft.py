@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from taia_lens.recipe_text import NAMED, parse_recipe
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from taia_lens.export import Exported
+    from taia_lens.export import Exported, TensorNote
 
 
 def graft(
@@ -74,19 +75,20 @@ def graft(
 def _report(made: Exported) -> None:
     shown = common.console()
     shown.print(f"{made.recipe}", markup=False)
-    shown.print(_table(made))
+    shown.print(tensor_table(made.tensors))
     for note in made.notes:
         print(f"taia-lens: note: {note}", file=sys.stderr)
     print(f"verified: {made.verified or 'no (--no-verify)'}", file=sys.stderr)
     print(made.folder)
 
 
-def _table(made: Exported) -> Table:
+def tensor_table(tensors: Sequence[TensorNote]) -> Table:
+    """How many tensors of each component come from where."""
     from rich.table import Table
 
     from taia_lens.export.card import counts
 
-    found = counts(made.tensors)
+    found = counts(tensors)
     kinds = list(dict.fromkeys(kind for _, kind in found))
     table = Table("tensors", *kinds)
     for component in dict.fromkeys(component for component, _ in found):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taia_lens.errors import PairError
 from taia_lens.loading.models import LOAD_ERRORS, Options, first_line, locate
+from taia_lens.scales import is_scales
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,6 +73,11 @@ def folder_of(source: str | Path, side: str, *, trust_remote_code: bool) -> Path
     if not isinstance(source, (str, Path)):
         raise PairError(f"{side} is a {type(source).__name__} in memory; export reads files: save it, and give the folder or a Hub id")
     local = Path(source).expanduser()
+    if is_scales(source):
+        raise PairError(
+            f"{side} {source} holds scales of activations, which are no weights to copy; write base with them folded in: "
+            f"taia-lens lofit export {source} --base BASE --out OUT"
+        )
     if local.is_dir() and is_adapter(local):
         return local.resolve()
     # Pickles are let through here so that the refusal below can be the one that fits.

@@ -61,37 +61,46 @@ def write_weights(folder: Path, plan: Sequence[Step], base: Full, host: Held, do
     Returns:
         A note for every tensor, stored or tied.
     """
-    for file in base.checkpoint.files:
-        shutil.copyfile(file, folder / file.name)
-    if base.checkpoint.files[0].name != SINGLE:
-        shutil.copyfile(base.folder / INDEX, folder / INDEX)
+    copy_weights(folder, base)
     notes = {}
     for step in plan:
         for stored, content in contents(step, host, donor, base, cuts):
             changed = False
             if content is not stored:  # else it is there already
-                pieces = chunks(content) if isinstance(content, Stored) else _bytes(content)
-                changed = _overwrite(folder / stored.file.name, stored, pieces)
+                pieces = chunks(content) if isinstance(content, Stored) else tensor_bytes(content)
+                changed = overwrite(folder / stored.file.name, stored, pieces)
             notes[stored.name] = TensorNote(stored.name, step.component, step.layer, step.source, step.why, changed)
-    ignored = "transformers does not read it"
-    notes |= {s.name: TensorNote(s.name, None, None, "base", ignored, False) for s in base.layout.ignored}
+    notes |= ignored_notes(base)
     if notes.keys() != base.checkpoint.tensors.keys():
         odd = sorted(notes.keys() ^ base.checkpoint.tensors.keys())
         raise ResultError(f"{len(odd)} tensors were written twice or never, for example {odd[0]}")
-    tied = {name: first for name, first in base.skeleton.tied.items() if name not in notes}
-    return (
-        *(notes[name] for name in base.checkpoint.tensors),
-        *(TensorNote(name, "unembed", None, f"tied to {first}", "it is not stored", None) for name, first in tied.items()),
-    )
+    return (*(notes[name] for name in base.checkpoint.tensors), *tied_notes(base))
 
 
-def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+def copy_weights(folder: Path, base: Full) -> None:
+    """The base's files of weights, as they are."""
+    for file in base.checkpoint.files:
+        shutil.copyfile(file, folder / file.name)
+    if base.checkpoint.files[0].name != SINGLE:
+        shutil.copyfile(base.folder / INDEX, folder / INDEX)
+
+
+def ignored_notes(base: Full) -> dict[str, TensorNote]:
+    return {s.name: TensorNote(s.name, None, None, "base", "transformers does not read it", False) for s in base.layout.ignored}
+
+
+def tied_notes(base: Full) -> tuple[TensorNote, ...]:
+    tied = {name: first for name, first in base.skeleton.tied.items() if name not in base.checkpoint.tensors}
+    return tuple(TensorNote(name, "unembed", None, f"tied to {first}", "it is not stored", None) for name, first in tied.items())
+
+
+def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
     for piece in flat.split(CHUNK):
         yield memoryview(piece.numpy())
 
 
-def _overwrite(file: Path, stored: Stored, pieces: Iterable[bytes | memoryview]) -> bool:
+def overwrite(file: Path, stored: Stored, pieces: Iterable[bytes | memoryview]) -> bool:
     """Put bytes over a tensor's; says whether they were others."""
     changed, at = False, stored.start
     with file.open("r+b") as opened:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
+from taia_lens.scales import CONFIG as SCALES
 from taia_lens.scales import is_scales
 from taia_lens.weights import Model
 
@@ -162,7 +163,8 @@ def locate(source: str | Path, options: Options) -> str:
         return str(source)
     files = sorted(p.name for p in path.iterdir())
     if "config.json" not in files:
-        mend = "that is an adapter: give it as tuned" if "adapter_config.json" in files else f"it holds {', '.join(files[:5]) or 'nothing'}"
+        adapter = {"adapter_config.json", SCALES} & {*files}
+        mend = "that is an adapter: give it as tuned" if adapter else f"it holds {', '.join(files[:5]) or 'nothing'}"
         raise PairError(f"{source} is no model folder: no config.json ({mend})")
     if not options.allow_pickle and not any(f.endswith(".safetensors") for f in files):
         pickles = [f for f in files if f.endswith((".bin", ".pt", ".pth"))]

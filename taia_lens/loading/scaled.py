@@ -6,7 +6,6 @@ the scales, an ablation leaves nothing of them, and a graft moves them like any 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from taia_lens.engine import scaled
 from taia_lens.engine.scaled import laid_out
 from taia_lens.errors import PairError
 from taia_lens.loaded import Loaded
-from taia_lens.loading.models import Options, Source, bridge, describe, from_folder, private_copy
+from taia_lens.loading.models import Options, Source, describe, from_folder, load_model
 from taia_lens.pair import Law, Pair
 from taia_lens.scales import Scales, check_fits, load_scales
 from taia_lens.weights import Model
@@ -61,8 +60,13 @@ def scaled_sides(base: Source, folder: str | Path, tokenizer: PreTrainedTokenize
             f"{folder} changes the residual stream ({scales.sites[0]}), which lies under no component that a recipe could take; "
             "apply it by hand, with engine.scaled(model, load_scales(folder)), or with 'taia-lens lofit apply'"
         )
-    plain = _plain(base, options)
-    models = {side: bridge(private_copy(plain, side), tokenizer, side) for side in ("base", "tuned")}
+    if not isinstance(base, (str, Path, PreTrainedModel)):
+        raise PairError(
+            "an adapter needs its base as a folder, a Hub id or a transformers model; on a TransformerLens model apply it by hand, "
+            "with engine.scaled(model, load_scales(folder))"
+        )
+    plain = base if isinstance(base, PreTrainedModel) else from_folder(base, options)
+    models = {side: load_model(plain, side, tokenizer, options) for side in ("base", "tuned")}
     check_fits(scales, Loaded(models["base"], tokenizer, describe(base)), other_model=other_model)
     nothing = Scales(scales.sites, torch.zeros_like(scales.gain), torch.zeros_like(scales.offset))
     for model, what in ((models["base"], nothing), (models["tuned"], scales)):
@@ -70,17 +74,6 @@ def scaled_sides(base: Source, folder: str | Path, tokenizer: PreTrainedTokenize
     made = scales.made
     notes = (f"tuned is base under {scales.numbers} numbers at {len(scales.sites)} sites ({made.get('method', 'scales')})",)
     return Sides(models["base"], models["tuned"], scales, notes)
-
-
-def _plain(base: Source, options: Options) -> PreTrainedModel:
-    if isinstance(base, (str, Path)):
-        return from_folder(base, options)
-    if isinstance(base, PreTrainedModel):
-        return copy.copy(base)
-    raise PairError(
-        "an adapter needs its base as a folder, a Hub id or a transformers model; on a TransformerLens model apply it by hand, "
-        "with engine.scaled(model, load_scales(folder))"
-    )
 
 
 def _put(model: Model, scales: Scales) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from taia_lens.engine import applied, run_plain, run_reads
+from taia_lens.engine import Run, applied, run_plain, run_reads
 from taia_lens.grafting import notes
 from taia_lens.loaded import Loaded, Shape
 from taia_lens.metric_names import METRICS
 from taia_lens.pair import Pair
 from taia_lens.rankers.asked import Asked, ask
 from taia_lens.rankers.options import Options, Ranked, metric_of
-from taia_lens.recipe import Graft, Patch, Recipe
+from taia_lens.recipe import Graft, Patch, Recipe, Side
 from taia_lens.scales import Scales
 from taia_lens.scoring import check_grafts, depends_on, prepare_suite, score_recipe, score_scales
 from taia_lens.sites import Site
@@ -54,7 +54,7 @@ def _patched(pair: Pair, recipes: list[Recipe], some: Asked, store: CellStore | 
     cells = [None if store is None else store.get(key) for key in keys]
     bar.update(sum(cell is not None for cell in cells))
     hooks = [p.site.hook for recipe, cell in zip(recipes, cells, strict=True) if cell is None for p in recipe.patches]
-    donors = {"tuned": run_plain(pair.tuned, some.batch, hooks)} if hooks else {}
+    donors: dict[Side, Run] = {"tuned": run_plain(pair.tuned, some.batch, hooks)} if hooks else {}
     for i, recipe in enumerate(recipes):
         if cells[i] is None:
             with applied(pair, recipe, batch=some.batch, donors=donors) as model:

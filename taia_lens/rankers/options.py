@@ -52,6 +52,9 @@ class Options:
                 raise TaiaLensError(f"{name} is {getattr(self, name)}; write {least} or more")
 
 
+DEFAULT = Options()
+
+
 @dataclass(frozen=True, eq=False)
 class Ranked:
     """What a ranker found.

@@ -44,7 +44,7 @@ READERS: dict[str, Reader] = {
     "mmlu": Reader(choices.mmlu, _JSON | {".csv": choices.mmlu_table}, _LETTERS),
     "medqa": Reader(choices.medqa, _JSON, _LETTERS),
     "pubmedqa": Reader(choices.pubmedqa, _JSON, {"texts": _CHOICE}),
-    "truthfulqa": Reader(statements.truthfulqa, _CSV, {"mc1": _CHOICE, "mc2": _CHOICE, "binary": _CHOICE}),
+    "truthfulqa": Reader(statements.truthfulqa, _CSV, {"mc1": _CHOICE, "mc2": _CHOICE, "binary": _CHOICE, "pair": _CHOICE}),
     "clutrr": Reader(statements.clutrr, _JSON | _CSV, {"texts": _CHOICE, "generate": Task("generate", (".", ",", "\n"), 16, "line")}),
     "mquake": Reader(generated.mquake, _JSON, {"imagine": _LINE, "new": _LINE, "old": _LINE}),
     "word-pairs": Reader(generated.word_pairs, _JSON, {"generate": _LINE}),

@@ -21,12 +21,14 @@ def truthfulqa(record: Record, form: str) -> Item:
 
     Prompt: `Q: {question}` / `A:`. `mc1`: the best answer against all wrong ones (metric choice_accuracy). `mc2`: all right
     answers against all wrong ones (metric mc2). `binary`: the best against the best wrong one, where the table has that column.
+    `pair`: the best against the first wrong one, the one pair a question that LoFiT's code learns from (arXiv 2406.01563).
     Each answer ends with a full stop, as in the source's own code; the choices stand in an order drawn from their texts. The
     source puts six solved examples in front (its `qa` primer), which are no part of the dataset. Reads its CSV tables.
     """
     best = _sentence(record.text("Best Answer"))
-    right = [best] if form in ("mc1", "binary") else _sentences(record.text("Correct Answers"))
+    right = _sentences(record.text("Correct Answers")) if form == "mc2" else [best]
     wrong = [_sentence(record.text("Best Incorrect Answer"))] if form == "binary" else _sentences(record.text("Incorrect Answers"))
+    wrong = wrong[:1] if form == "pair" else wrong
     if set(right) & set(wrong):
         raise SuiteError("an answer is both right and wrong")
     if best not in right:

@@ -1,7 +1,23 @@
 """Summaries: a study's result (every example kept) in, means, intervals, tests and the sentence out. Imports no torch."""
 
+from taia_lens.summaries.adapters import adapters_summary
 from taia_lens.summaries.drift import drift_summary
 from taia_lens.summaries.grid import grid_summary, sentences
+from taia_lens.summaries.heads import heads_summary
+from taia_lens.summaries.heads_said import heads_sentences
 from taia_lens.summaries.layers import layers_summary
+from taia_lens.summaries.steering import steering_summary
+from taia_lens.summaries.transfer import transfer_sentences, transfer_summary
 
-__all__ = ["drift_summary", "grid_summary", "layers_summary", "sentences"]
+__all__ = [
+    "adapters_summary",
+    "drift_summary",
+    "grid_summary",
+    "heads_sentences",
+    "heads_summary",
+    "layers_summary",
+    "sentences",
+    "steering_summary",
+    "transfer_sentences",
+    "transfer_summary",
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from taia_lens import stats
 from taia_lens.suite import DOMAINS
 
 
@@ -49,3 +50,19 @@ def group_coords(found: list[Group], result: xr.Dataset) -> dict[str, object]:
         "unit": ("group", [unit[g.metric] for g in found]),
         "better": ("group", [better[g.metric] for g in found]),
     }
+
+
+def levels(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """`value`, `low`, `high`: means over the last axis and their 95% intervals; Clopper-Pearson where all of a cell is 0 or 1."""
+    low, high = stats.mean_interval(values, seed=seed)
+    rates = np.isin(values, (0.0, 1.0)).all(-1)
+    counts = np.where(rates, values.sum(-1), 0).astype(int)
+    exact = stats.rate_interval(counts, np.full(counts.shape, values.shape[-1]))
+    return {"value": values.mean(-1), "low": np.where(rates, exact[0], low), "high": np.where(rates, exact[1], high)}
+
+
+def paired(differences: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """`diff`, `diff_low`, `diff_high`, `p`: means over the last axis, intervals, sign-flip p; p is NaN where nothing differs at all."""
+    low, high = stats.mean_interval(differences, seed=seed)
+    p = np.where((differences == 0).all(-1), np.nan, stats.sign_flip_p(differences, seed=seed))
+    return {"diff": differences.mean(-1), "diff_low": low, "diff_high": high, "p": p}

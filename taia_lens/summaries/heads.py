@@ -9,7 +9,7 @@ import xarray as xr
 
 from taia_lens import stats
 from taia_lens.summaries.agreement import agreement
-from taia_lens.summaries.groups import Group, group_coords, groups
+from taia_lens.summaries.groups import Group, group_coords, groups, levels, paired
 
 REFERENCES = ("base", "random", "bottom", "first")
 
@@ -97,11 +97,7 @@ def _causal(result: xr.Dataset, group: Group, arms: list[Line], seed: int) -> di
     values = result.value.sel(metric=group.metric).isel(example=group.examples).values
     mean = np.stack([values[line.arms].mean(0) for line in arms])
     each = [values[line.arms].mean(1) for line in arms]
-    low, high = stats.mean_interval(mean, seed=seed)
-    rates = np.isin(mean, (0.0, 1.0)).all(-1)  # one arm's accuracy; the mean of several has values between
-    ends = stats.rate_interval(np.where(rates, mean.sum(-1), 0).astype(int), np.full(len(mean), mean.shape[-1]))
-    low, high = np.where(rates, ends[0], low), np.where(rates, ends[1], high)
-    out = {"value": mean.mean(-1), "low": low, "high": high}
+    out = levels(mean, seed)
     out |= {"least": np.array([e.min() for e in each]), "most": np.array([e.max() for e in each])}
     out |= _against(mean, arms, result, seed)
     better = dict(zip(result.metric.values.tolist(), result.better.values.tolist(), strict=True))[group.metric]
@@ -138,12 +134,9 @@ def _against(mean: np.ndarray, arms: list[Line], result: xr.Dataset, seed: int) 
     asked = [(i, j, k) for i, j, k in cells if k is not None]
     if not asked:
         return out
-    paired = np.stack([mean[i] - mean[k] for i, _, k in asked])
-    low, high = stats.mean_interval(paired, seed=seed)
-    # One and the same on every prompt: nothing to test.
-    p = np.where((paired == 0).all(-1), np.nan, stats.sign_flip_p(paired, seed=seed))
+    found = paired(np.stack([mean[i] - mean[k] for i, _, k in asked]), seed)
     at = tuple(np.array([[i, j] for i, j, _ in asked]).T)
-    for name, value in (("diff", paired.mean(-1)), ("diff_low", low), ("diff_high", high), ("p", p)):
+    for name, value in found.items():
         out[name][at] = value
     return out
 

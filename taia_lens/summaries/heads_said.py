@@ -11,6 +11,7 @@ ALPHA = 0.05
 # Rankers that ask which heads carry what tuned does, and those that ask which heads a small training wants to change.
 CARRIERS, LEARNED = ("patch", "graft", "atp", "update"), ("lofit", "lofit-relative", "lofit-effect", "lofit-offset", "jola")
 _CHECKS = {"offsets": "offsets trained on", "graft": "tuned's weights of"}
+_AGAINST = {"random": "random heads", "bottom": "its own bottom heads"}
 
 
 def heads_sentences(summary: xr.Dataset) -> list[str]:
@@ -34,30 +35,34 @@ def _where(group: xr.Dataset) -> str:
 
 def _causal(group: xr.Dataset, check: str) -> str:
     tops = [group.isel(line=int(i)) for i in np.flatnonzero((group.check.values == check) & (group.end.values == "top"))]
-    start = f"{_where(group)}, {_CHECKS[check]} {group.attrs['k']} of {group.attrs['n_heads']} heads: "
-    return start[0].upper() + start[1:] + "; ".join(_one(top, int(group.better)) for top in tops) + "."
+    start = f"{_where(group)}, {_CHECKS[check]} the top {group.attrs['k']} of {group.attrs['n_heads']} heads"
+    parts = [_against(tops, name, words, int(group.better)) for name, words in _AGAINST.items()]
+    said = ". ".join(part for part in parts if part)
+    return start[0].upper() + start[1:] + (f". {said}." if said else ": there is no control to hold them against.")
 
 
-def _one(top: xr.Dataset, better: int) -> str:
-    parts = [_relation(top, reference, words, better) for reference, words in (("random", "random heads"), ("bottom", "its bottom heads"))]
-    parts = [part for part in parts if part]
-    return f"{top.by.item()}'s top heads {' and '.join(parts) if parts else 'have no control to be held against'}"
+def _against(tops: list[xr.Dataset], reference: str, words: str, better: int) -> str:
+    """Who beats a control, who does not, each with its difference."""
+    found: dict[str, list[str]] = {"Better than": [], "Worse than": [], "Not told apart from": [], "The same on every prompt as": []}
+    for top in tops:
+        cell = top.sel(reference=reference)
+        if np.isnan(float(cell["diff"])):
+            continue
+        name = str(top.by.item())
+        if np.isnan(float(cell.p)):
+            found["The same on every prompt as"].append(name)
+            continue
+        place = {1: "Better than", -1: "Worse than", 0: "Not told apart from"}[order(cell, better)]
+        found[place].append(f"{name} ({_numbers(cell, reference)})")
+    return "; ".join(f"{place} {words}: {', '.join(names)}" for place, names in found.items() if names)
 
 
-def _relation(top: xr.Dataset, reference: str, words: str, better: int) -> str:
-    cell = top.sel(reference=reference)
-    difference = float(cell["diff"])
-    if np.isnan(difference):
-        return ""
-    if np.isnan(float(cell.p)):
-        return f"give what {words} give on every prompt"
-    found = order(cell, better)
-    verb = {1: "beat", -1: "are worse than", 0: "are not told apart from"}[found]
-    numbers = f"{difference:+.3f} [{float(cell.diff_low):+.3f}, {float(cell.diff_high):+.3f}]"
-    numbers += "" if found else f", q = {float(cell.q):.2g}"
+def _numbers(cell: xr.Dataset, reference: str) -> str:
+    numbers = f"{float(cell['diff']):+.3f} [{float(cell.diff_low):+.3f}, {float(cell.diff_high):+.3f}]"
+    # An interval that leaves out 0 is not yet a finding among this many: the adjusted p says why.
+    numbers += "" if float(cell.q) <= ALPHA else f", q = {float(cell.q):.2g}"
     # The test is over prompts, for the draws that were made: what is left between draws is said beside it.
-    draws = f"; above {int(top.above)} of {int(top.draws)} draws" if reference == "random" else ""
-    return f"{verb} {words} ({numbers}{draws})"
+    return numbers + (f", above {int(cell.above)} of {int(cell.draws)} draws" if reference == "random" else "")
 
 
 def _agreement(summary: xr.Dataset) -> list[str]:
@@ -69,20 +74,20 @@ def _agreement(summary: xr.Dataset) -> list[str]:
         said.append(f"Of its top {k} of {total} heads {names[0]} shares {', '.join(parts)}; chance gives {chance}.")
     if len(summary.attrs["seeds"]) > 1:
         parts = [_seeds(summary, name) for name in names]
-        said.append(f"Between {len(summary.attrs['seeds'])} seeds: {'; '.join(parts)}.")
+        said.append(f"From seed to seed, of {len(summary.attrs['seeds'])}: {'; '.join(parts)}.")
     return said
 
 
 def _seeds(summary: xr.Dataset, name: str) -> str:
     if not bool(summary.seeded.sel(ranker=name)):
-        return f"{name} draws nothing"
+        return f"{name} does not depend on it"
     return f"{name} keeps {float(summary.overlap.sel(ranker=name, other=name)):.0%} of its top heads (tau {_tau(summary, name, name)})"
 
 
 def _share(summary: xr.Dataset, a: str, b: str) -> str:
     cell = summary.sel(ranker=a, other=b)
     q = float(cell.overlap_q)
-    return f"{float(cell.overlap):.0%} ({'beyond chance' if q <= ALPHA else 'no more than chance explains'}, q = {q:.2g})"
+    return f"{float(cell.overlap):.0%} ({'beyond chance' if q <= ALPHA else 'not beyond chance'}, q = {q:.2g})"
 
 
 def _tau(summary: xr.Dataset, a: str, b: str) -> str:

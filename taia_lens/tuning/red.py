@@ -1,8 +1,8 @@
 """RED (arXiv 2402.15179): h <- s * FFN(x) + b at every layer, before it is added to the residual stream; 2 * d_model * layers numbers.
 
-peft 0.21 has no RED. Its IA3 on the FFN's output projection is a gain on that projection's output alone, its BEFT a bias, on linear
-layers only; a model takes one of them at a time, and neither is at what is *added* where a norm stands behind the FFN (Gemma), or
-reaches experts that are bare tensors (Mixtral). So RED is trained as what it is, scales at each layer's mlp: gain = s - 1, offset = b.
+peft 0.21 has no RED. Its IA3 on the FFN's output projection is a gain on what that projection gives, its BEFT a bias on a linear
+layer; its mixed models take neither, so no one adapter is both, and neither is at what is *added* where a norm stands behind the FFN
+(Gemma) or where experts are bare tensors (Mixtral). So RED is trained as what it is, scales at each layer's mlp: gain s - 1, offset b.
 """
 
 from __future__ import annotations

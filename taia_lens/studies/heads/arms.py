@@ -84,9 +84,7 @@ class Bench:
 
     def tuned(self, arm: Arm, bar: tqdm) -> tuple[list[Scores], int]:
         settings = replace(self.settings, seed=max(0, arm.seed))
-        scales = tune(
-            self.base, self.train, arm.heads, validation=self.validation, settings=settings, every=self.every, store=self.store
-        )
+        scales = tune(self.base, self.train, arm.heads, validation=self.validation, settings=settings, every=self.every, store=self.store)
         return score_scales(self.base, scales, self.prepared, store=self.store, bar=bar), scales.offset.numel()
 
 
@@ -97,7 +95,9 @@ def graft_heads(heads: Sequence[Site]) -> Recipe:
     'base; graft L0.h3 <- tuned; graft L2.h0,1 <- tuned'
     """
     by_layer = groupby(sorted(heads), key=lambda site: site.layer)
-    return Recipe("base", tuple(Graft("head", "tuned", (layer or 0,), heads=tuple(s.head or 0 for s in sites)) for layer, sites in by_layer))
+    return Recipe(
+        "base", tuple(Graft("head", "tuned", (layer or 0,), heads=tuple(s.head or 0 for s in sites)) for layer, sites in by_layer)
+    )
 
 
 def taken(pair: Pair, recipe: Recipe) -> int:

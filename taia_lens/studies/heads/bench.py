@@ -24,6 +24,7 @@ from taia_lens.studies.heads.arms import Arm, Bench, arms_dataset, draw_heads, g
 from taia_lens.suite import Suite
 
 CHECKS = ("offsets", "graft")
+TRAINED = ("lofit", "lofit-relative", "lofit-effect", "lofit-offset", "jola")
 BY = ("lofit", "lofit-relative", "iti", "mean-diff")
 
 
@@ -33,7 +34,7 @@ def heads(
     suites: Suite | Sequence[Suite],
     *,
     by: Sequence[str] = BY,
-    k: str | float = "3%",
+    k: str | int | float = "3%",
     check: Sequence[str] | None = None,
     draws: int = 3,
     seeds: Sequence[int] = (0,),
@@ -91,7 +92,7 @@ def heads(
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     prepared = tuple(prepare_suite(subject, suite, metrics_of(suite, metrics), batch_size) for suite in chosen)
     settings = settings or tune_settings(sum(p.numel() for p in base.model.parameters()))
-    options = options or Options()
+    options = replace(options or Options(), every=every, seeds=1)
     with kept(store) as cells:
         rankings = _rankings(subject, train, by, seeds, options, number, cells, progress)
         arms = [*references, *_arms(rankings, checks, sites, number, draws, seeds, seed)]
@@ -99,7 +100,7 @@ def heads(
         total = len(arms) * sum(len(p.pieces) for p in prepared)
         with tqdm(total=total, desc="arms", unit="piece", leave=False, disable=not progress) as bar:
             found = [bench.run(arm, bar) for arm in arms]
-    said = [*overlap_notes(train, chosen)]
+    said = [*rankings.attrs["notes"], *overlap_notes(train, chosen)]
     if isinstance(subject, Pair) and "graft" in checks:
         said += notes(graft_heads(sites), subject.shape)
     attrs = (pair_attrs(subject) if isinstance(subject, Pair) else model_attrs(base)) | {"study": "heads", "k": number}
@@ -115,7 +116,9 @@ def _check(subject: Pair | Loaded, by: Sequence[str], seeds: Sequence[int], draw
     for name in by:
         check_ranker(name, subject)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or draws < 0:
-        raise TaiaLensError(f"seeds {', '.join(map(str, seeds)) or '(none)'}, {draws} draws: write distinct seeds of 0 or more, and 0 or more draws")
+        raise TaiaLensError(
+            f"seeds {', '.join(map(str, seeds)) or '(none)'}, {draws} draws: write distinct seeds of 0 or more, and 0 or more draws"
+        )
 
 
 def _checks(subject: Pair | Loaded, asked: Sequence[str] | None, sites: Sequence[Site]) -> tuple[str, ...]:
@@ -124,7 +127,9 @@ def _checks(subject: Pair | Loaded, asked: Sequence[str] | None, sites: Sequence
             raise TaiaLensError(f"no check {name!r}; there are {', '.join(CHECKS)}")
     if not isinstance(subject, Pair):
         if "graft" in (asked or ()):
-            raise TaiaLensError("the check graft takes heads' weights from a tuned model, and there is one model only; give a pair, or write offsets")
+            raise TaiaLensError(
+                "the check graft takes heads' weights from a tuned model, and there is one model only; give a pair, or write offsets"
+            )
         return ("offsets",) if asked is None else tuple(dict.fromkeys(asked))
     chosen = CHECKS if asked is None else tuple(dict.fromkeys(asked))
     if "graft" in chosen:
@@ -152,9 +157,12 @@ def _rankings(
     progress: bool,
 ) -> xr.Dataset:
     """Every ranker's scores with every seed, and its top K."""
-    found = [
-        [rank(name, subject, train, options=replace(options, seed=seed), store=store, progress=progress) for seed in seeds] for name in by
-    ]
+    by_name = {}
+    # Those that only read the model come first: what they refuse is said before anything is trained.
+    for name in sorted(by, key=lambda name: name in TRAINED):
+        asked = [replace(options, seed=s) for s in seeds]
+        by_name[name] = [rank(name, subject, train, options=o, store=store, progress=progress) for o in asked]
+    found = [by_name[name] for name in by]
     shape = found[0][0].score.shape
     most = max(r.sizes["replicate"] for row in found for r in row)
     replicates = np.full((len(by), len(seeds), most, *shape), np.nan, dtype=np.float32)
@@ -176,7 +184,8 @@ def _rankings(
         "layer": np.arange(shape[0]),
         "head": np.arange(shape[1]),
     }
-    return xr.Dataset(data, coords)
+    notes = [f"{name}: {note}" for name, row in zip(by, found, strict=True) for note in row[0].attrs["notes"]]
+    return xr.Dataset(data, coords, {"notes": notes})
 
 
 def _arms(

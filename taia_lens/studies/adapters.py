@@ -1,0 +1,96 @@
+"""Adapters of scales on prompts: a model by itself and under each adapter, in and out of distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from taia_lens import results
+from taia_lens.errors import TaiaLensError
+from taia_lens.loaded import Loaded
+from taia_lens.metric_names import METRICS
+from taia_lens.scales import Scales, check_fits
+from taia_lens.scoring import Prepared, Scores, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
+from taia_lens.store import CellStore
+from taia_lens.suite import Suite
+
+BASE = "base"
+
+
+def score_adapters(
+    model: Loaded,
+    adapters: Mapping[str, Scales],
+    suites: Suite | Sequence[Suite],
+    *,
+    other_model: bool = False,
+    metrics: Sequence[str] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    store: CellStore | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Score a model, and it under each adapter, on every prompt.
+
+    Args:
+        model: The base.
+        adapters: By name; each is applied alone.
+        suites: Prompts of one or several suites.
+        other_model: Accept adapters that were not made for this model.
+        metrics: Names from `metric_names.METRICS`; where None, the main one of each suite's task.
+        batch_size: Rows at a time; it changes speed, not results.
+        seed: Of the bootstrap.
+        store: Where finished cells are kept and found.
+        progress: Show a bar.
+
+    Returns:
+        `value` (metric, method, example), the first method being `base`, NaN where a metric does not fit an example's task;
+        `numbers` and `n_sites` (method): how many numbers an adapter holds, and at how many sites.
+
+    Raises:
+        PairError, SiteError: An adapter that does not fit, or was made for another model.
+        SuiteError, TaiaLensError: A suite, metric or name that does not fit.
+    """
+    chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
+    if not adapters or BASE in adapters:
+        raise TaiaLensError("no adapter was given; give at least one" if not adapters else f"no adapter can be called {BASE}; rename it")
+    for adapter in adapters.values():
+        check_fits(adapter, model, other_model=other_model)
+    prepared = [prepare_suite(model, suite, metrics_of(suite, metrics), batch_size) for suite in chosen]
+    methods: dict[str, Scales | None] = {BASE: None, **adapters}
+    found = []
+    pieces = len(methods) * sum(len(p.pieces) for p in prepared)
+    with tqdm(total=pieces, desc="adapters", unit="piece", leave=False, disable=not progress) as bar:
+        for name, scales in methods.items():
+            bar.set_postfix_str(name)
+            found.append(score_scales(model, scales, prepared, store=store, bar=bar))
+    attrs = model_attrs(model) | {"study": "adapters", "batch_size": batch_size, "seed": seed}
+    attrs |= {"made": {name: dict(scales.made) for name, scales in adapters.items()}}
+    return _dataset(prepared, methods, found).assign_attrs(attrs | {"versions": results.versions()})
+
+
+def _dataset(prepared: Sequence[Prepared], methods: Mapping[str, Scales | None], found: Sequence[Sequence[Scores]]) -> xr.Dataset:
+    metrics = [p.metrics for p in prepared]
+    names, coords = results.suite_coords([p.suite for p in prepared], metrics)
+    data: dict[str, tuple] = {
+        "value": (
+            ("metric", "method", "example"),
+            np.stack([results.spread(names, metrics, [s.values for s in scores]) for scores in found], axis=1),
+        ),
+        "numbers": ("method", [0 if scales is None else scales.numbers for scales in methods.values()]),
+        "n_sites": ("method", [0 if scales is None else len(scales.sites) for scales in methods.values()]),
+    }
+    if any(scores.transcripts for row in found for scores in row):
+        texts = [[t for p, s in zip(prepared, row, strict=True) for t in (s.transcripts or ("",) * len(p.suite))] for row in found]
+        data["transcript"] = (("method", "example"), np.array(texts, dtype=object))
+    coords |= {
+        "metric": list(names),
+        "unit": ("metric", [METRICS[name].unit for name in names]),
+        "better": ("metric", [METRICS[name].better for name in names]),
+        "method": list(methods),
+        "sites": ("method", ["" if scales is None else " ".join(map(str, scales.sites)) for scales in methods.values()]),
+    }
+    suites = {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
+    return xr.Dataset(data, coords, {"suites": suites})
