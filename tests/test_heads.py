@@ -35,7 +35,7 @@ from taia_lens.weights import live_weights
 K, TOTAL = 4, 128
 RANKERS = ("lofit", "iti", "patch", "random")
 SELECT = lofit.Settings(lr=2e-2, l1=5e-3, epochs=20, batch_size=16, patience=20)
-TUNE = replace(SELECT, l1=0.0, epochs=25)
+TUNE = replace(SELECT, l1=0.0, lr=4e-2, epochs=12)
 QUICK = replace(SELECT, epochs=1)
 
 
@@ -287,7 +287,7 @@ def told(planted: Planted, tokenizer: PreTrainedTokenizerBase) -> Pair:
 @pytest.fixture(scope="module")
 def found(told: Pair, words: Suite) -> xr.Dataset:
     options = Options(selecting=SELECT)
-    return heads(told, words, words, by=("lofit", "update", "random"), k=3, options=options, settings=TUNE, metrics=["accuracy"], draws=2)
+    return heads(told, words, words, by=("lofit", "update"), k=3, options=options, settings=TUNE, metrics=["accuracy"], draws=1)
 
 
 def members(found: xr.Dataset, ranker: str) -> set[Site]:
@@ -306,7 +306,7 @@ def test_the_planted_heads_win_the_check_and_others_do_not(found: xr.Dataset, pl
     assert float(line(summary, "graft lofit top").fraction) == 1 and float(line(summary, "graft lofit bottom").fraction) == 0
     said = " ".join(summaries.heads_sentences(summary))
     assert "lofit and update share 100% (beyond chance" in said and "grafting heads alone gives: lofit's top 100% [100%, 100%]" in said
-    assert "trained_on" not in found and any("48 of 64 prompts" in n or "64 of 64 prompts" in n for n in found.attrs["notes"])
+    assert "64 of 64 prompts of the suite planted are in the training suite planted too" in found.attrs["notes"]
 
 
 def test_every_arm_is_what_its_parts_compute(found: xr.Dataset, told: Pair, words: Suite) -> None:
@@ -394,13 +394,15 @@ def test_head_transfer_on_two_tasks(planted: Planted, words: Suite) -> None:
     rows = [{"id": r.id, "prompt": r.prompt, "answer": r.contrast, "contrast": r.answer, "domain": r.domain} for r in words.rows]
     myths = make_suite("myths", rows)
     tasks = {"truth": (words, words), "myth": (myths, [myths])}
-    result = transfer(planted.model, tasks, k=3, draws=1, selecting=SELECT, tuning=TUNE, metrics=["accuracy"])
-    assert set(np.argwhere(result.top.sel(task="truth", seed=0).values)[:, 0]) == {site.layer for site in planted.heads}
+    sites = [Site("head", layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
+    seed = next(seed for seed in range(99) if not set(draw_heads(sites, 3, 1, seed)[0]) & set(planted.heads))
+    result = transfer(planted.model, tasks, k=3, draws=1, selecting=SELECT, tuning=TUNE, metrics=["accuracy"], seed=seed)
+    assert {Site("head", int(i), int(j)) for i, j in np.argwhere(result.top.sel(task="truth", seed=0).values)} == set(planted.heads)
     summary = summaries.transfer_summary(result)
     truth = summary.sel(group="planted|ood|accuracy")
-    assert float(truth.base) == 0 and float(truth.value.sel(row="truth")) >= 0.9 and float(truth.value.sel(row="random heads")) < 0.9
+    assert float(truth.base) == 0 and float(truth.value.sel(row="truth")) >= 0.9 and float(truth.value.sel(row="random heads")) <= 0.1
+    assert float(truth.q.sel(row="random heads")) <= 0.05
     assert float(summary.base.sel(group="myths|ood|accuracy")) == 1  # the model says the myth as it is
-    xr.testing.assert_identical(result, transfer(planted.model, tasks, k=3, draws=1, selecting=SELECT, tuning=TUNE, metrics=["accuracy"]))
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_right_and_wrong_answers_of_all_kinds_of_rows(llama: Pair) -> None:
     assert found.row.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
     assert found.left_out == 1
     result = rank("iti", model, make_suite("mixed", rows), options=Options(folds=2))
-    assert result.attrs["notes"][0] == "1 rows have no wrong answer and were left out"
+    assert result.attrs["notes"][0] == "left out: 1 rows that have no wrong answer"
     assert result.attrs["chance"] == 0.5
 
 

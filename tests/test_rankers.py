@@ -131,22 +131,29 @@ def with_heads(architecture: str, heads: set[tuple[int, int]], parts: str, seed:
     return load_pair(base, tuned, tokenizer=tokenizer)
 
 
+def check_first(ranker: str, pair: Pair, suite: Suite, heads: set[tuple[int, int]]) -> None:
+    score = rank(ranker, pair, suite, options=Options(every=True, magnitude=True)).score
+    assert top(score, len(heads)) == heads, ranker
+    others = np.sort(score.values.ravel())[: -len(heads)]
+    assert others.max() <= CLOSE < 10 * CLOSE < np.sort(score.values.ravel())[-len(heads)], ranker
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])  # grouped queries, and without
 def test_planted_heads_are_exactly_the_first(architecture: str, seed: int, tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:
-    size = Options(every=True, magnitude=True)
-    one, two = seed % N_HEADS, (seed + 1 + seed % 2) % N_HEADS
-    # What is upstream of a head changes its z too, so patches are unequivocal in the last layer only; grafts and updates anywhere.
-    for heads, parts, names in (
-        ({(LAST, one), (LAST, two)}, "q", ("patch", "atp")),
-        ({(0, one), (LAST, two)}, "qo", ("graft", "update")),
-    ):
-        pair = with_heads(architecture, heads, parts, seed, tokenizer)
-        for name in names:
-            score = rank(name, pair, suite, options=size).score
-            assert top(score, 2) == heads, name
-            rest = np.sort(score.values.ravel())[:-2]
-            assert rest.max() <= CLOSE < 10 * CLOSE < score.values.max(), name
+    # In the last layer: what is downstream of a planted head has another z too.
+    heads = {(LAST, seed % N_HEADS), (LAST, (seed + 1 + seed % 2) % N_HEADS)}
+    pair = with_heads(architecture, heads, "qo", seed, tokenizer)
+    for name in NEED_PAIR:
+        check_first(name, pair, suite, heads)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_grafts_and_updates_find_heads_of_any_layer(seed: int, tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:
+    heads = {(0, seed), (1, seed + 2), (LAST, 1)}
+    pair = with_heads("llama", heads, "qo", seed, tokenizer)
+    for name in ("graft", "update"):
+        check_first(name, pair, suite, heads)
 
 
 def test_without_the_planted_heads_no_head_is_found(tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:

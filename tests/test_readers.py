@@ -527,7 +527,7 @@ WRONG: list[tuple[list[str], str]] = [
         ["truthfulqa", "c.csv"],
         r"truthfulqa can use none of the 1 rows of c.csv; line 2: no 'Best Answer' \(there is clean, correct, incorrect\)",
     ),
-    (["truthfulqa", "c.csv", "--as", "mc3"], r"truthfulqa cannot be put as 'mc3'; there is mc1, mc2, binary"),
+    (["truthfulqa", "c.csv", "--as", "mc3"], r"truthfulqa cannot be put as 'mc3'; there is mc1, mc2, binary, pair"),
     (["gsm8k", "g.jsonl", "--domain", "test"], r"no domain 'test'; write id \(in distribution\) or ood"),
     (["gsm8k", "g.jsonl", "--limit", "0"], r"a limit of 0 leaves no prompt"),
     (["gsm8k", "g.jsonl", "--shots", "2"], r"2 solved examples were asked for, and there are 1"),

@@ -95,9 +95,9 @@ def test_what_is_written_is_the_hooked_base(name: str, base_of: Bases, tmp_path:
     assert (switch in done.slot and config[switch] is True) if switch else done.slot == "the output projection's bias"
     before, after = stored(base_of(name)), stored(done.folder)
     new = after.keys() - before.keys()
-    assert len(new) == (12 if switch else 0) and all(line["from"] == "base" for n, line in listed(done.folder).items() if n not in after)
+    assert len(new) == (12 if switch else 0) and after.keys() <= listed(done.folder).keys()
     assert {n for n in before if not torch.equal(before[n], after[n])} | new == {
-        n for n, line in listed(done.folder).items() if line["differs from base"]
+        n for n, line in listed(done.folder).items() if line.get("differs from base")
     }
     assert all(not after[n].any() for n in new if listed(done.folder)[n]["from"] == "new")
 
@@ -109,7 +109,7 @@ def test_gains_alone_fold_into_any_architecture(name: str, base_of: Bases, tmp_p
     assert (plain(done.folder)(IDS).logits - by_hand(base_of(name), name, made)).abs().max() <= 1e-5
     assert done.slot == "no bias: v is zero" and stored(done.folder).keys() == stored(base_of(name)).keys()
     assert (done.folder / "config.json").read_bytes() == (base_of(name) / "config.json").read_bytes()
-    changed = [line for line in listed(done.folder).values() if line["differs from base"]]
+    changed = [line for line in listed(done.folder).values() if line.get("differs from base")]
     assert [line["why"] for line in changed] == ["columns times 1 + A (h1)", "columns times 1 + A (h2, h3)"]
 
 
@@ -128,7 +128,7 @@ def test_without_grouped_queries_v_is_a_bias_of_the_values(base_of: Bases, tmp_p
     done = export_scales(base, save_scales(tmp_path / "adapter", made), tmp_path / "out", device="cpu")
     assert (plain(done.folder)(IDS).logits - by_hand(base, "qwen2", made)).abs().max() <= 1e-5
     assert done.slot == "the value bias" and (done.folder / "config.json").read_bytes() == (base / "config.json").read_bytes()
-    changed = {name.split("self_attn.")[1] for name, line in listed(done.folder).items() if line["differs from base"]}
+    changed = {name.split("self_attn.")[1] for name, line in listed(done.folder).items() if line.get("differs from base")}
     assert changed == {"v_proj.weight", "v_proj.bias"}
 
 
@@ -252,12 +252,12 @@ def test_each_wrong_input_is_one_line(base_of: Bases, tmp_path: Path) -> None:
 
 def test_a_graft_of_a_pair_with_an_adapter_points_to_this_export(base_of: Bases, tmp_path: Path) -> None:
     adapter = save_scales(tmp_path / "adapter", scales_at(*HEADS))
-    with pytest.raises(PairError, match="holds scales of activations, .* taia-lens lofit export"):
+    with pytest.raises(PairError, match=r"holds scales of activations, .* taia-lens lofit export"):
         export_graft(base_of("llama"), adapter, "taia", tmp_path / "out")
 
 
-def test_numbers_too_large_to_fold_are_refused(base_of: Bases, tmp_path: Path) -> None:
+def test_numbers_that_break_the_model_are_refused(base_of: Bases, tmp_path: Path) -> None:
     adapter = save_scales(tmp_path / "adapter", Scales(HEADS, *(torch.full((3, D_HEAD), 3e38) for _ in range(2))))
-    with pytest.raises(TaiaLensError):
+    with pytest.raises(PairError, match="base under the adapter gives NaN or inf"):
         export_scales(base_of("gpt2"), adapter, tmp_path / "out", device="cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]

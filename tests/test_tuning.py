@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import component_of, make, make_tokenizer
+from architectures import PARTS, component_of, make, make_tokenizer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from taia_lens.batch import Encoder
+from taia_lens.engine import scaled
 from taia_lens.errors import PairError, SuiteError, TaiaLensError
 from taia_lens.examples import NO_LABEL, Example, collate, encode_chat, encode_row
-from taia_lens.loading import load_pair
+from taia_lens.loading import load_one, load_pair
+from taia_lens.scales import Scales, load_scales
 from taia_lens.suite import Task, make_suite
 from taia_lens.tuning import run as tuning_run
 from taia_lens.tuning.data import Data, read_data
@@ -404,6 +406,11 @@ REFUSED = {
     "no such dtype": (["--dtype", "int8"], "no dtype 'int8'"),
     "no row": (["--limit", "0"], "a limit of 0 leaves no row"),
     "no such device": (["--device", "abacus"], "no device 'abacus'"),
+    "no such method": (["--method", "dora"], "no method 'dora'; there are lora, full, red"),
+    "two methods": (["--full", "--red"], "one method at a time, and full and red were asked for"),
+    "red on attention": (["--red", "--train", "attn"], "red is at the FFN's outputs, and attn was asked for"),
+    "red on half a pass": (["--red", "--epochs", "1.5"], "red makes whole passes; write 2"),
+    "red diverged": (["--red", "--lr", "1e30", "--epochs", "2", "--batch-size", "8"], "lower the learning rate (1e+30)"),
     "diverged": (["--full", "--lr", "1e30", "--batch-size", "8"], "lower --lr (1e+30)"),
 }
 
@@ -429,6 +436,76 @@ def test_what_cannot_be_done_is_one_line(
     assert (code, out) == (2, "") and message in err, err
     assert len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+# RED
+
+
+def by_hand(name: str, scales: Scales) -> Any:
+    """The transformers model with s * FFN + b as RED's own code has it: hooks on the module that adds to the residual stream."""
+    model, parts = make(name, 0), PARTS[name]
+
+    def edit(layer: int) -> Callable[..., Any]:
+        def red(module: nn.Module, given: Any, out: Any) -> Any:
+            first = out[0] if isinstance(out, tuple) else out
+            made = (1 + scales.gain[layer]) * first + scales.offset[layer]
+            return (made, *out[1:]) if isinstance(out, tuple) else made
+
+        return red
+
+    for layer, block in enumerate(model.get_submodule(parts.blocks)):
+        block.get_submodule(parts.mlp).register_forward_hook(edit(layer))
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mixtral"])
+def test_red_trains_a_gain_and_a_bias_of_every_ffn_output(
+    bases: Callable[[str], Path], lesson: Path, tmp_path: Path, architecture: str
+) -> None:
+    base, red = bases(architecture), Settings(red=True, lr=2e-2, batch_size=8, epochs=2.0)
+    record = tune(base, lesson, tmp_path / "red", red)
+    scales, config = load_scales(tmp_path / "red"), make(architecture, 0).config
+    assert sorted(p.name for p in (tmp_path / "red").iterdir()) == ["scales.json", "scales.safetensors", "tuning.json"]
+    assert [str(site) for site in scales.sites] == ["L0.mlp", "L1.mlp", "L2.mlp"] and scales.made["method"] == "red"
+    assert record["trained"]["parameters"] == scales.numbers == 2 * config.hidden_size * 3
+    assert bool(scales.gain.all()) and bool(scales.offset.all())
+    assert record["loss"]["steps"][1] < record["loss"]["steps"][0]
+    tokenizer, model = AutoTokenizer.from_pretrained(base), by_hand(architecture, scales)
+    losses = [mean_loss(lambda ids, m=m: m(ids).logits, tokenizer, lesson) for m in (make(architecture, 0), model)]
+    assert losses[1] < losses[0] - 0.1
+    # What was trained is what the hooks by hand do, and what a pair of base and adapter has as its tuned side.
+    loaded, ids = load_one(base), torch.tensor([[5, 9, 14, 7]])
+    with scaled(loaded.model, scales) as live:
+        assert torch.allclose(live(ids), model(ids).logits, atol=1e-4)
+    assert torch.allclose(load_pair(base, tmp_path / "red").tuned(ids), model(ids).logits, atol=1e-4)
+    assert not torch.allclose(loaded.model(ids), model(ids).logits, atol=1e-2)
+
+
+def test_red_begins_at_the_model_itself_and_takes_the_mean_over_tokens(bases: Callable[[str], Path], lesson: Path, tmp_path: Path) -> None:
+    base = bases("llama")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    first = mean_loss(lambda ids: model(ids).logits, tokenizer, lesson)
+    record = tune(base, lesson, tmp_path / "red", Settings(red=True, batch_size=32))  # one step: its loss is the start's
+    assert record["loss"]["steps"] == [pytest.approx(first, rel=1e-5)]
+    files = []
+    for i, seed in enumerate((3, 3, 4)):
+        tune(base, lesson, tmp_path / str(i), Settings(red=True, batch_size=8, seed=seed))
+        files.append((tmp_path / str(i) / "scales.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_red_on_the_command_line_says_how_many_numbers_it_trained(
+    run: Run, bases: Callable[[str], Path], lesson: Path, tmp_path: Path
+) -> None:
+    options = ["--base", str(bases("llama")), "--data", str(lesson), "--batch-size", "8"]
+    for flags, out in ((["--method", "red"], "one"), (["--red"], "two")):
+        code, printed, err = run("tune", *options, *flags, "--out", out)
+        assert (code, printed) == (0, f"{out}\n") and "192 parameters by RED" in err and "1 passes, lr 0.008" in err, err
+    record = json.loads((tmp_path / "one" / "tuning.json").read_text())
+    assert record["settings"]["method"] == "red" and record["settings"]["lr"] == 8e-3
+    assert (tmp_path / "one/scales.safetensors").read_bytes() == (tmp_path / "two/scales.safetensors").read_bytes()
+    assert run("tune", *options, "--method", "lora", "--limit", "8", "--out", "three")[0] == 0
+    assert "adapter_model.safetensors" in {p.name for p in (tmp_path / "three").iterdir()}
 
 
 def test_experts_that_are_bare_tensors_know_no_dropout(bases: Callable[[str], Path], lesson: Path, tmp_path: Path) -> None:

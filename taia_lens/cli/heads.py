@@ -141,7 +141,7 @@ def settings(
     """How offsets are trained, and how heads are selected: the paper's by size of model, but for what was asked."""
     from taia_lens.lofit import select_settings, tune_settings
 
-    n = sum(p.numel() for p in subject.models[0].parameters())
+    n = sum(p.numel() for p in subject.models[0].parameters())  # of a pair: the base's
     tuning, selecting = tune_settings(n), select_settings(n)
     if epochs is not None:
         tuning, selecting = replace(tuning, epochs=epochs), replace(selecting, epochs=epochs)
@@ -160,7 +160,8 @@ def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: boo
     for note in result.attrs["notes"]:
         print(f"taia-lens: note: {note}", file=sys.stderr)
     a = result.attrs
-    shown.print(f"base {a['base']}, tuned {a['tuned']}" if "tuned" in a else f"model {a['model']}", markup=False)
+    pair = f"base {a.get('base')}, tuned {a.get('tuned')}; TAIA takes norms of {a.get('norms')}, embeddings of {a.get('embed')}"
+    shown.print(pair if "tuned" in a else f"model {a['model']}", markup=False, soft_wrap=True)
     for table in tables.heads_tables(summary):
         shown.print(table)
     shown.print(tables.heads_note(summary), markup=False, soft_wrap=True)

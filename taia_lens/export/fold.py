@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.engine.scaled import laid_out
-from taia_lens.errors import PairError
 from taia_lens.export.sides import Full
 from taia_lens.export.slots import PROJECTION, Projection, Slot, output_projection, projection
 from taia_lens.scales import Scales
@@ -19,7 +17,7 @@ from taia_lens.scales import Scales
 Read = Callable[[str], Tensor]
 """A parameter of the base, by transformers' name; zeros for one that the slot adds."""
 
-Matrix = Float[Tensor, "out in"]
+Matrix = Float[Tensor, "out read"]
 Vector = Float[Tensor, " n"]
 
 
@@ -52,8 +50,6 @@ def folded(base: Full, scales: Scales, slot: Slot, read: Read) -> Iterator[Folde
             found = _heads(out, a, v, read)
         where = ", ".join(f"h{site.head}" for site in scales.sites if site.layer == layer) if scales.component == "head" else owner
         for name, what, value in found:
-            if not bool(torch.isfinite(value).all()):
-                raise PairError(f"folding the scales of layer {layer} into {name} gives NaN or inf; the adapter's numbers are too large")
             yield Folded(name, owner, layer, f"{what} ({where})", value)
 
 
@@ -95,8 +91,8 @@ def _bias_name(out: Projection) -> str:
 
 def _matrix(found: Projection, read: Read) -> Matrix:
     weight = read(found.weight).double()
-    return rearrange(weight, "in out -> out in") if found.inputs_first else weight
+    return rearrange(weight, "read out -> out read") if found.inputs_first else weight
 
 
 def _stored(found: Projection, matrix: Matrix) -> Tensor:
-    return rearrange(matrix, "out in -> in out") if found.inputs_first else matrix
+    return rearrange(matrix, "out read -> read out") if found.inputs_first else matrix

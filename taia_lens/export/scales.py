@@ -11,18 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taia_lens.batch import Batch
-from taia_lens.check import probe
-from taia_lens.engine import scaled
-from taia_lens.errors import CheckError, PairError
+from taia_lens.errors import PairError
 from taia_lens.export.append import Vector, append_zeros
 from taia_lens.export.card import page
 from taia_lens.export.files import DTYPES, Stored, folder_of, is_adapter, label, open_checkpoint, sha256
 from taia_lens.export.fold import folded
+from taia_lens.export.proof import Proof, hooked, prove
 from taia_lens.export.sides import Full, open_full, value
 from taia_lens.export.skeleton import build
 from taia_lens.export.slots import Slot, find_slot
-from taia_lens.export.verify import ULPS
 from taia_lens.export.write import (
     TensorNote,
     check_space,
@@ -35,38 +32,12 @@ from taia_lens.export.write import (
     write_notes,
 )
 from taia_lens.loaded import Loaded
-from taia_lens.loading import load_one
-from taia_lens.loading.models import Options, from_folder, resolve_device
+from taia_lens.loading.models import Options, resolve_device
 from taia_lens.loading.tokenizers import tokenizer_of
 from taia_lens.results import whole_folder
 from taia_lens.scales import CONFIG, WEIGHTS, Scales, check_fits, load_scales
 
-TOLERANCE = 1e-5
-"""How far folded logits may be from hooked ones in float32; more only where rounding explains it (deep models, large logits)."""
 LOST = 0.1  # of what the scales do: more than this lost to rounding is worth a note
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Folded against hooked.
-
-    Attributes:
-        drift: The largest |logit difference| of what was written, in plain transformers, to base with the scales as hooks.
-        effect: The largest that the scales make to base's logits.
-        bound: What the drift may be at most.
-        dtype: Of the logits.
-    """
-
-    drift: float
-    effect: float
-    bound: float
-    dtype: str
-
-    def __str__(self) -> str:
-        return (
-            f"in plain transformers its logits are those of base with the adapter on hooks to {self.drift:.2g} (bound {self.bound:.2g}, "
-            f"{self.dtype}); the adapter moves them by {self.effect:.2g}"
-        )
 
 
 @dataclass(frozen=True)
@@ -125,11 +96,11 @@ def export_scales(
     slot = find_slot(full, scales)
     check_space(out, full.checkpoint.bytes)
     options = Options(resolve_device(device), "auto", allow_pickle=False, trust_remote_code=trust_remote_code)
-    wanted = _hooked(full, base, scales, options, other_model=other_model)
+    wanted = hooked(full, base, scales, options, other_model=other_model)
     with whole_folder(out) as folder:
         tensors = _write(folder, full, scales, slot)
         write_notes(folder, tensors)
-        proof = _prove(folder, wanted, options) if verified else None
+        proof = prove(folder, wanted, options) if verified else None
         notes = _notes(scales, slot, proof)
         rows = _rows(base, adapter, out, scales, slot, proof, verified)
         what = "A model with an adapter of scales folded into its weights. Loads in transformers like any checkpoint."
@@ -150,31 +121,6 @@ def _open(base: str | Path, trust_remote_code: bool) -> Full:
     return open_full(folder, "base", build(folder, "base", tokenizer, trust_remote_code=trust_remote_code))
 
 
-@dataclass(frozen=True, eq=False)
-class _Hooked:
-    """Logits on the probe: of base, and of base with the scales on hooks."""
-
-    batch: Batch
-    plain: Tensor
-    hooked: Tensor
-    layers: int
-
-
-def _hooked(full: Full, base: str | Path, scales: Scales, options: Options, *, other_model: bool) -> _Hooked:
-    """Loads the base, and lets go of it: one model is enough to hold at a time."""
-    model = load_one(full.folder, device=options.device, trust_remote_code=options.trust_remote_code)
-    model = Loaded(model.model, model.tokenizer, label(base))
-    check_fits(scales, model, other_model=other_model)
-    batch = probe(model)
-
-    def logits() -> Tensor:
-        return model.model(batch.tokens, attention_mask=batch.mask.long(), return_type="logits")[batch.mask]
-
-    plain = logits()
-    with scaled(model.model, scales):
-        return _Hooked(batch, plain, logits(), model.shape.n_layers)
-
-
 def _write(folder: Path, base: Full, scales: Scales, slot: Slot) -> tuple[TensorNote, ...]:
     """The base's files, with what folding changes put over its own."""
     copy_weights(folder, base)
@@ -187,8 +133,10 @@ def _write(folder: Path, base: Full, scales: Scales, slot: Slot) -> tuple[Tensor
     notes = _kept(base) | {name: TensorNote(name, *_owner(base, like), "new", "zero", True) for like, (name, _) in added.items()}
     for change in folded(base, scales, slot, lambda name: _read(base, slot, name)):
         stored = places[_stored_name(base, added, change.name)]
-        value = change.value.to(DTYPES[stored.dtype])
-        changed = overwrite(folder / stored.file.name, stored, tensor_bytes(value))
+        new = change.value.to(DTYPES[stored.dtype])
+        if not bool(torch.isfinite(new).all()):
+            raise PairError(f"folding the scales into {stored.name} gives NaN or inf: the adapter's numbers are too large for it")
+        changed = overwrite(folder / stored.file.name, stored, tensor_bytes(new))
         notes[stored.name] = TensorNote(stored.name, change.component, change.layer, "folded", change.what, changed)
     return (*notes.values(), *tied_notes(base))
 
@@ -241,35 +189,10 @@ def _switch_on(path: Path, key: str) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _prove(folder: Path, wanted: _Hooked, options: Options) -> Proof:
-    """Hold what was written against the hooked base.
-
-    Raises:
-        CheckError: They are further apart than rounding explains.
-    """
-    model, batch = from_folder(folder, options), wanted.batch
-    model.set_attn_implementation("eager")  # as TransformerLens runs it
-    found = model(batch.tokens, attention_mask=batch.mask.long()).logits[batch.mask].double()
-    hooked = wanted.hooked.double()
-    drift, effect = ((hooked - other).abs().max().item() for other in (found, wanted.plain.double()))
-    # In half precision a folded weight is rounded once more, as an activation is at every step: the same random walk over the layers.
-    dtype = wanted.hooked.dtype
-    rounding = ULPS * wanted.layers**0.5 * torch.finfo(dtype).eps * max(1.0, hooked.abs().max().item())
-    bound = max(TOLERANCE, rounding)
-    if not drift <= bound:
-        raise CheckError(
-            f"the verification fails: logits of what was written are off by {drift:.3g} from base with the adapter on hooks, and rounding "
-            f"explains {bound:.3g}; nothing was left behind"
-        )
-    return Proof(drift, effect, bound, str(dtype).removeprefix("torch."))
-
-
 def _notes(scales: Scales, slot: Slot, proof: Proof | None) -> tuple[str, ...]:
     notes = []
     if slot.switch:
-        notes.append(
-            f"config.json says {slot.switch}: true, which gives the model {len(slot.added)} biases; those not folded into are zero"
-        )
+        notes.append(f"config.json now says {slot.switch}: true, which gives the model {len(slot.added)} biases; all but v's are zero")
     if proof is not None and proof.drift > LOST * proof.effect:
         notes.append(
             f"rounding to {proof.dtype} takes {proof.drift / max(proof.effect, 1e-30):.0%} of what the adapter does to the logits; "

@@ -62,7 +62,7 @@ def protocol(
     shape: tuple[int, int, int],
     n_parameters: int,
     *,
-    k: str | float | None = None,
+    k: str | float | int | None = None,
     select_lr: float | None = None,
     l1: float | None = None,
     tune_lr: float | None = None,
@@ -108,7 +108,7 @@ def protocol(
     common = replace(common, **said)  # type: ignore[arg-type]
     selecting = replace(common, lr=found.select_lr if select_lr is None else select_lr, l1=found.l1 if l1 is None else l1)
     tuning = replace(common, lr=found.tune_lr if tune_lr is None else tune_lr)
-    number = how_many(k if k is not None else found.heads if known else SHARE, n_heads)
+    number = how_many(str(k if k is not None else found.heads if known else SHARE), n_heads)
     said |= {name: value for name, value in (("k", k), ("select_lr", select_lr), ("l1", l1), ("tune_lr", tune_lr)) if value is not None}
     whose = f"the paper's for {like}" if known else f"the paper's for {like}, the nearest by size to a model that it does not have"
     return Protocol(task, selecting, tuning, number, whose + (f"; but {_listed(said)}" if said else ""))

@@ -51,15 +51,15 @@ def _title(summary: xr.Dataset, name: str) -> str:
 
 def _add_map(figure: go.Figure, one: xr.Dataset, row: int, col: int) -> None:
     cells = one.transpose("layer", "head", ...)
-    chosen = cells.chosen.values
+    chosen, se = cells.chosen.values, cells.se.values
     figure.add_heatmap(
         x=cells["head"].values,
         y=cells.layer.values,
         z=cells.score.values,
         colorscale=SEQUENTIAL,
         showscale=False,
-        customdata=np.stack([cells.se.values, chosen], axis=-1),
-        hovertemplate="L%{y}.h%{x}: %{z:.4g} ± %{customdata[0]:.2g}<br>in the top K in %{customdata[1]:.0%} of seeds<extra></extra>",
+        customdata=np.stack([np.where(np.isnan(se), "", np.char.mod(" ± %.2g", se)), np.char.mod("%.3g", 100 * chosen)], axis=-1),
+        hovertemplate="L%{y}.h%{x}: %{z:.4g}%{customdata[0]}<br>in the top K in %{customdata[1]}% of seeds<extra></extra>",
         row=row,
         col=col,
     )

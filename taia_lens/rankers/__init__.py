@@ -25,10 +25,12 @@ from taia_lens.store import CellStore
 from taia_lens.suite import Suite
 
 __all__ = [
+    "NEED_PAIR",
     "RANKERS",
     "Directions",
     "Options",
     "ResidualDirections",
+    "check_ranker",
     "directions",
     "iti_scales",
     "rank",
@@ -49,7 +51,7 @@ _LEARNED: dict[str, _Trained] = {
 _PROBED: dict[str, _Probed] = {"iti": probes.iti, "mass-mean": probes.mass_mean, "mean-diff": probes.mean_diff}
 _CROSSED: dict[str, _Crossed] = {"patch": causal.patch, "graft": causal.graft, "atp": attribution.atp}
 RANKERS: tuple[str, ...] = (*_LEARNED, *_PROBED, "patch", "graft", "ablate", "atp", "update", "random")
-NEED_PAIR = (*_CROSSED, "update")
+NEED_PAIR: tuple[str, ...] = (*_CROSSED, "update")
 
 
 def rank(

@@ -126,9 +126,9 @@ def held_out(z: Z, texts: Texts, kind: str, folds: int, seed: int, *, progress: 
 def rank_by_probe(model: Loaded, suite: Suite, options: Options, progress: bool, *, kind: str) -> Ranked:
     """Mean held-out accuracy of a probe on each head's z."""
     texts = right_and_wrong(model, suite)
-    splits_exist = list(splits(texts.row, options.folds, options.seed))  # refused before anything is run
+    list(splits(texts.row, options.folds, options.seed))  # too few rows are refused before anything is run
     z = read(model, texts, "head", options.batch_size)
-    found, unfinished = held_out(z, texts, kind, len(splits_exist), options.seed, progress=progress)
+    found, unfinished = held_out(z, texts, kind, options.folds, options.seed, progress=progress)
     stopped = (f"{unfinished} of {found.size} logistic regressions stopped at {MAX_ITER} iterations",) if unfinished else ()
     chance = max(texts.right.mean(), 1 - texts.right.mean())
     attrs = {"chance": float(chance), "texts": len(texts.ids)}
@@ -142,7 +142,7 @@ mass_mean = partial(rank_by_probe, kind="mass-mean")
 
 def notes(texts: Texts) -> tuple[str, ...]:
     """What a reader may not expect."""
-    return (f"{texts.left_out} rows have no wrong answer and were left out",) if texts.left_out else ()
+    return (f"left out: {texts.left_out} rows that have no wrong answer",) if texts.left_out else ()
 
 
 def pair_differences(acts: np.ndarray, texts: Texts) -> np.ndarray:

@@ -46,8 +46,8 @@ def score_adapters(
         progress: Show a bar.
 
     Returns:
-        `value` (metric, method, example), the first method being `base`, NaN where a metric does not fit an example's task;
-        `numbers` and `n_sites` (method): how many numbers an adapter holds, and at how many sites.
+        `value` (metric, model, example), the first model being `base`, NaN where a metric does not fit an example's task;
+        `numbers` and `n_sites` (model): how many numbers an adapter holds, and at how many sites.
 
     Raises:
         PairError, SiteError: An adapter that does not fit, or was made for another model.
@@ -76,21 +76,21 @@ def _dataset(prepared: Sequence[Prepared], methods: Mapping[str, Scales | None],
     names, coords = results.suite_coords([p.suite for p in prepared], metrics)
     data: dict[str, tuple] = {
         "value": (
-            ("metric", "method", "example"),
+            ("metric", "model", "example"),
             np.stack([results.spread(names, metrics, [s.values for s in scores]) for scores in found], axis=1),
         ),
-        "numbers": ("method", [0 if scales is None else scales.numbers for scales in methods.values()]),
-        "n_sites": ("method", [0 if scales is None else len(scales.sites) for scales in methods.values()]),
+        "numbers": ("model", [0 if scales is None else scales.numbers for scales in methods.values()]),
+        "n_sites": ("model", [0 if scales is None else len(scales.sites) for scales in methods.values()]),
     }
     if any(scores.transcripts for row in found for scores in row):
         texts = [[t for p, s in zip(prepared, row, strict=True) for t in (s.transcripts or ("",) * len(p.suite))] for row in found]
-        data["transcript"] = (("method", "example"), np.array(texts, dtype=object))
+        data["transcript"] = (("model", "example"), np.array(texts, dtype=object))
     coords |= {
         "metric": list(names),
         "unit": ("metric", [METRICS[name].unit for name in names]),
         "better": ("metric", [METRICS[name].better for name in names]),
-        "method": list(methods),
-        "sites": ("method", ["" if scales is None else " ".join(map(str, scales.sites)) for scales in methods.values()]),
+        "model": list(methods),
+        "sites": ("model", ["" if scales is None else " ".join(map(str, scales.sites)) for scales in methods.values()]),
     }
     suites = {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
     return xr.Dataset(data, coords, {"suites": suites})

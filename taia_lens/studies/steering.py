@@ -42,7 +42,7 @@ def steer(
     *,
     validation: Suite | None = None,
     method: str = "iti",
-    k: str | float = "3%",
+    k: str | float | int = "3%",
     heads: Sequence[Site] | None = None,
     layers: str | int | Sequence[int] | None = None,
     alphas: Sequence[float] = ALPHAS,
@@ -203,7 +203,7 @@ def _unit(
     model: Loaded,
     train: Suite,
     method: str,
-    k: str | float,
+    k: str | float | int,
     heads: Sequence[Site] | None,
     layers: str | int | Sequence[int] | None,
     options: Options,
@@ -216,7 +216,7 @@ def _unit(
         stream = repe_directions(model, train, METHODS[method], options=options, progress=progress)
         scales = repe_scales(stream, wanted, 1.0)
         return replace(scales, offset=stream.sigma[list(wanted), None] * scales.offset)
-    number = how_many(k, len(heads_of(model)))
+    number = how_many(str(k), len(heads_of(model)))
     found = directions(model, train, METHODS[method], options=options, progress=progress)
     ranked = top_heads(xr.DataArray(found.accuracy.numpy(), dims=("layer", "head")), number)
     return iti_scales(found, ranked if heads is None else heads, 1.0)

@@ -6,6 +6,7 @@ from taia_lens.summaries.grid import grid_summary, sentences
 from taia_lens.summaries.heads import heads_summary
 from taia_lens.summaries.heads_said import heads_sentences
 from taia_lens.summaries.layers import layers_summary
+from taia_lens.summaries.lofit_paper import lofit_paper_summary
 from taia_lens.summaries.steering import steering_summary
 from taia_lens.summaries.transfer import transfer_sentences, transfer_summary
 
@@ -16,6 +17,7 @@ __all__ = [
     "heads_sentences",
     "heads_summary",
     "layers_summary",
+    "lofit_paper_summary",
     "sentences",
     "steering_summary",
     "transfer_sentences",

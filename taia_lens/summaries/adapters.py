@@ -16,8 +16,8 @@ def adapters_summary(result: xr.Dataset) -> xr.Dataset:
         result: What `studies.adapters.score_adapters` returned.
 
     Returns:
-        By (group, method): `value`, `low`, `high` (Clopper-Pearson where every value is 0 or 1, else bootstrap); `diff`,
-        `diff_low`, `diff_high`, `p`, `q`: the paired difference to the first method, base; q after Benjamini-Hochberg over all of them.
+        By (group, model): `value`, `low`, `high` (Clopper-Pearson where every value is 0 or 1, else bootstrap); `diff`,
+        `diff_low`, `diff_high`, `p`, `q`: the paired difference to the first model, base; q after Benjamini-Hochberg over all of them.
     """
     seed = int(result.attrs["seed"])
     found = list(groups(result, "value"))
@@ -25,10 +25,10 @@ def adapters_summary(result: xr.Dataset) -> xr.Dataset:
     for group in found:
         values = result.value.sel(metric=group.metric).isel(example=group.examples).values
         parts.append(_means(values, seed) | _differences(values, seed))
-    data: dict[str, tuple] = {name: (("group", "method"), np.stack([part[name] for part in parts])) for name in parts[0]}
-    data["q"] = (("group", "method"), stats.adjust(data["p"][1]))
-    data |= {name: ("method", result[name].values) for name in ("numbers", "n_sites")}
-    coords = group_coords(found, result) | {"method": result.method.values, "sites": ("method", result.sites.values)}
+    data: dict[str, tuple] = {name: (("group", "model"), np.stack([part[name] for part in parts])) for name in parts[0]}
+    data["q"] = (("group", "model"), stats.adjust(data["p"][1]))
+    data |= {name: ("model", result[name].values) for name in ("numbers", "n_sites")}
+    coords = group_coords(found, result) | {"model": result.model.values, "sites": ("model", result.sites.values)}
     return xr.Dataset(data, coords, result.attrs)
 
 

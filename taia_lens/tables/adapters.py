@@ -25,10 +25,10 @@ def _table(group: xr.Dataset) -> Table:
     table.add_column("model", no_wrap=True)
     for name in ("numbers", "value [95%]", "- base [95%] q"):
         table.add_column(name, justify="right", no_wrap=True)
-    for cell in (group.isel(method=i) for i in range(group.sizes["method"])):
+    for cell in (group.isel(model=i) for i in range(group.sizes["model"])):
         value = f"{float(cell.value):.3f} [{float(cell.low):.3f}, {float(cell.high):.3f}]"
         difference = "- " if math.isnan(float(cell["diff"])) else f"{interval(cell, 'diff')} {adjusted(float(cell.q))}"
-        table.add_row(Text(str(cell.method.item())), f"{int(cell.numbers):,}", Text(value), Text(difference))
+        table.add_row(Text(str(cell.model.item())), f"{int(cell.numbers):,}", Text(value), Text(difference))
     return table
 
 
@@ -45,7 +45,7 @@ def adapters_records(summary: xr.Dataset) -> list[dict[str, Any]]:
     out = []
     for group in (summary.isel(group=i) for i in range(summary.sizes["group"])):
         labels = {name: group[name].item() for name in ("suite", "domain", "metric", "n", "better")}
-        for cell in (group.isel(method=i) for i in range(group.sizes["method"])):
-            about = {"model": str(cell.method.item()), "numbers": int(cell.numbers), "sites": int(cell.n_sites)}
+        for cell in (group.isel(model=i) for i in range(group.sizes["model"])):
+            about = {"model": str(cell.model.item()), "numbers": int(cell.numbers), "sites": int(cell.n_sites)}
             out.append(labels | about | {name: plain(cell[name]) for name in _CELL})
     return out

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import typer
 
-from taia_lens.cli.lofit import use
+from taia_lens.cli.lofit import paper, train, use
 
-app = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="LoFiT: choose heads, fit offsets on them, apply and export the adapter."
-)
-if find_spec("taia_lens.cli.lofit.train") is not None:
-    from taia_lens.cli.lofit import train  # type: ignore[attr-defined,unused-ignore]
-
-    app.command("select")(train.select)
-    app.command("fit")(train.fit)
+app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.command("select")(train.select)
+app.command("fit")(train.fit)
 app.command("apply")(use.apply)
 app.command("export")(use.export)
+app.command("paper")(paper.paper)
 
 
 @app.callback()

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
-from taia_lens.lofit import Settings, how_many, select, select_settings, top_heads, tune_settings
+from taia_lens.lofit import Settings, heads_of, how_many, select, select_settings, top_heads, tune_settings
+from taia_lens.lofit.steps import count
 from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
@@ -67,10 +68,9 @@ def transfer(
         raise TaiaLensError(
             f"{len(tasks)} tasks, {len(seeds)} seeds, {draws} draws: write two tasks or more, a seed or more, 0 or more draws"
         )
-    n = sum(p.numel() for p in model.model.parameters())
-    selecting, tuning = selecting or select_settings(n), tuning or tune_settings(n)
+    selecting, tuning = selecting or select_settings(count(model)), tuning or tune_settings(count(model))
     shape = model.shape.n_layers, model.shape.n_heads
-    sites = [Site("head", layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    sites = heads_of(model)
     number = how_many(k, len(sites))
     tests = {name: [test] if isinstance(test, Suite) else list(test) for name, (_, test) in tasks.items()}
     check_suites([suite for found in tests.values() for suite in found])

@@ -13,7 +13,8 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.grafting import notes, resolve_sides
 from taia_lens.loaded import Loaded
-from taia_lens.lofit import Settings, how_many, top_heads, tune_settings
+from taia_lens.lofit import Settings, heads_of, how_many, top_heads, tune_settings
+from taia_lens.lofit.steps import count
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, check_ranker, rank
 from taia_lens.recipe import Recipe, Side, taia
@@ -62,7 +63,7 @@ def heads(
             None for those that fit. Empty: rankings only, no check.
         draws: Random sets of K heads, each checked in the same way.
         seeds: Of rankers that draw or train, and of the offsets' training.
-        options: Of the rankers; their seed is taken from `seeds`.
+        options: Of the rankers; their seed is taken from `seeds`, and `every` from here.
         settings: Of the offsets' training; where None, the paper's for a model of this size.
         validation: Judges each epoch of training; where None, a part of the training rows is held out.
         every: Also learn from rows that are out of distribution.
@@ -84,18 +85,18 @@ def heads(
     """
     base = subject.loaded("base") if isinstance(subject, Pair) else subject
     shape = (subject.shape.n_layers, subject.shape.n_heads)
-    sites = [Site("head", layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    sites = heads_of(base)
     number = how_many(k, len(sites))
     _check(subject, by, seeds, draws)
     checks = _checks(subject, check, sites)
-    references = _references(subject, norms, embed)
+    sides = resolve_sides(subject, norms, embed) if isinstance(subject, Pair) else None
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     prepared = tuple(prepare_suite(subject, suite, metrics_of(suite, metrics), batch_size) for suite in chosen)
-    settings = settings or tune_settings(sum(p.numel() for p in base.model.parameters()))
+    settings = settings or tune_settings(count(base))
     options = replace(options or Options(), every=every, seeds=1)
     with kept(store) as cells:
         rankings = _rankings(subject, train, by, seeds, options, number, cells, progress)
-        arms = [*references, *_arms(rankings, checks, sites, number, draws, seeds, seed)]
+        arms = [*_references(sides), *_arms(rankings, checks, sites, number, draws, seeds, seed)]
         bench = Bench(subject, base, train, validation, settings, every, prepared, cells)
         total = len(arms) * sum(len(p.pieces) for p in prepared)
         with tqdm(total=total, desc="arms", unit="piece", leave=False, disable=not progress) as bar:
@@ -106,6 +107,7 @@ def heads(
     attrs = (pair_attrs(subject) if isinstance(subject, Pair) else model_attrs(base)) | {"study": "heads", "k": number}
     attrs |= {"n_heads": len(sites), "by": list(by), "checks": list(checks), "draws": draws, "seeds": list(seeds), "seed": seed}
     attrs |= {"train": {"name": train.name, "sha256": train.sha256, "every": int(every)}, "settings": asdict(settings)}
+    attrs |= {"norms": sides[0], "embed": sides[1]} if sides is not None else {}
     attrs |= {"options": asdict(options), "batch_size": batch_size, "notes": said, "suites": suites_attr(prepared)}
     return rankings.merge(arms_dataset(prepared, arms, found, shape)).assign_attrs(attrs | {"versions": results.versions()})
 
@@ -137,11 +139,10 @@ def _checks(subject: Pair | Loaded, asked: Sequence[str] | None, sites: Sequence
     return chosen
 
 
-def _references(subject: Pair | Loaded, norms: Side | None, embed: Side | None) -> list[Arm]:
+def _references(sides: tuple[Side, Side] | None) -> list[Arm]:
     base = Arm("", "base", "reference", recipe=Recipe("base"))
-    if not isinstance(subject, Pair):
+    if sides is None:
         return [base]
-    sides = resolve_sides(subject, norms, embed)
     whole = Arm("", "vanilla", "reference", recipe=Recipe("tuned"))
     return [base, whole, Arm("", "TAIA", "reference", recipe=taia(norms=sides[0], embed=sides[1]))]
 
