@@ -10,13 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taia_lens import plots, results, summaries, tables
+    from taia_lens import lofit, plots, results, summaries, tables
     from taia_lens.batch import Batch, make_batches
     from taia_lens.demo import demo_pair, demo_suite
-    from taia_lens.engine import applied, evaluate
+    from taia_lens.engine import applied, evaluate, scaled
     from taia_lens.errors import TaiaLensError
     from taia_lens.export import export_graft
-    from taia_lens.loading import load_pair
+    from taia_lens.export.scales import export_scales
+    from taia_lens.loaded import Loaded
+    from taia_lens.loading import load_one, load_pair
     from taia_lens.pair import Pair
     from taia_lens.plots import (
         anatomy_figure,
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
         steering_figure,
         transfer_figure,
     )
-    from taia_lens.recipe import Ablate, Graft, Patch, Recipe, taia, taif
+    from taia_lens.rankers import rank
+    from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale, taia, taif
     from taia_lens.recipe_text import named_recipe, parse_recipe
     from taia_lens.results import summary
+    from taia_lens.scales import Scales, load_scales, save_scales
     from taia_lens.sites import Site, parse_sites
     from taia_lens.store import open_store
     from taia_lens.studies.anatomy import anatomy
@@ -52,16 +56,19 @@ if TYPE_CHECKING:
         transfer_summary,
     )
 
-_MODULES = ("plots", "results", "summaries", "tables")
+_MODULES = ("lofit", "plots", "results", "summaries", "tables")
 _HOME = {
     "Ablate": "recipe",
     "Batch": "batch",
     "Controls": "studies.grid",
     "Graft": "recipe",
+    "Loaded": "loaded",
     "Pair": "pair",
     "Patch": "recipe",
     "Recipe": "recipe",
     "Sampling": "studies.layers",
+    "Scale": "recipe",
+    "Scales": "scales",
     "Site": "sites",
     "Suite": "suite",
     "TaiaLensError": "errors",
@@ -78,6 +85,7 @@ _HOME = {
     "drift_summary": "summaries",
     "evaluate": "engine",
     "export_graft": "export",
+    "export_scales": "export.scales",
     "grid_summary": "summaries",
     "heads": "studies.heads",
     "heads_figure": "plots",
@@ -86,7 +94,9 @@ _HOME = {
     "layers": "studies.layers",
     "layers_figure": "plots",
     "layers_summary": "summaries",
+    "load_one": "loading",
     "load_pair": "loading",
+    "load_scales": "scales",
     "load_suite": "suite",
     "make_batches": "batch",
     "make_suite": "suite",
@@ -96,7 +106,10 @@ _HOME = {
     "parse_sites": "sites",
     "patch": "studies.patching",
     "patch_figure": "plots",
+    "rank": "rankers",
+    "save_scales": "scales",
     "save_suite": "suite",
+    "scaled": "engine",
     "sentences": "summaries",
     "steer": "studies.steering",
     "steering_figure": "plots",
@@ -113,10 +126,13 @@ __all__ = [
     "Batch",
     "Controls",
     "Graft",
+    "Loaded",
     "Pair",
     "Patch",
     "Recipe",
     "Sampling",
+    "Scale",
+    "Scales",
     "Site",
     "Suite",
     "TaiaLensError",
@@ -133,6 +149,7 @@ __all__ = [
     "drift_summary",
     "evaluate",
     "export_graft",
+    "export_scales",
     "grid_summary",
     "heads",
     "heads_figure",
@@ -141,8 +158,11 @@ __all__ = [
     "layers",
     "layers_figure",
     "layers_summary",
+    "load_one",
     "load_pair",
+    "load_scales",
     "load_suite",
+    "lofit",
     "make_batches",
     "make_suite",
     "named_recipe",
@@ -152,8 +172,11 @@ __all__ = [
     "patch",
     "patch_figure",
     "plots",
+    "rank",
     "results",
+    "save_scales",
     "save_suite",
+    "scaled",
     "sentences",
     "steer",
     "steering_figure",

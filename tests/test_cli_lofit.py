@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from taia_lens import results
+from taia_lens.lofit.losses import Loss
 from taia_lens.scales import load_scales
 from taia_lens.store import open_store
 
@@ -76,7 +79,6 @@ def test_dpo_from_the_command_line(run: Call, tmp_path: Path) -> None:
         (("fit", *SMALL, "--heads", "L3.h99"), "no head L3.h99: this model has layers 0-15 and heads 0-7"),
         (("fit", *SMALL, "--heads", "L3.mlp"), "L3.mlp is no head"),
         (("fit", *SMALL, "--method", "sgd"), "no method 'sgd'; there are lofit, jola"),
-        (("select", *SMALL, "--lr", "1e38", "--epochs", "2"), "the loss became nan in epoch 1, batch 2 of 2 (rows "),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(run: Call, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
@@ -84,6 +86,26 @@ def test_wrong_input_is_one_line_and_leaves_nothing(run: Call, tmp_path: Path, a
     assert code == 2 and out == ""
     assert message in err and err.count("taia-lens:") == 1, err
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(("bad", "message"), [(2, "epoch 1, batch 2 of 2 (rows "), (4, "epoch 2, batch 1 of 2 (rows ")])
+def test_a_loss_that_is_no_number_ends_with_2_and_what_was_good_is_kept(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, message: str
+) -> None:
+    original, calls = Loss.total, []
+
+    def total(self: Loss, items: list, index: list[int]) -> torch.Tensor:
+        calls.append(1)
+        return original(self, items, index) * (math.nan if len(calls) == bad else 1)
+
+    monkeypatch.setattr(Loss, "total", total)
+    code, out, err = run("lofit", "fit", *SMALL, "--epochs", "3", "--heads", "L3.h1", "--no-store", "--out", "there")
+    assert code == 2 and f"taia-lens: the loss became nan in {message}" in err, err
+    if bad == 2:
+        assert out == "" and "no epoch was finished" in err and not (tmp_path / "there").exists()
+    else:
+        assert out.strip() == "there" and "there holds epoch 1, the best before it" in err
+        assert load_scales(tmp_path / "there").offset.isfinite().all()
 
 
 @pytest.mark.slow

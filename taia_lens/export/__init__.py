@@ -14,6 +14,7 @@ from taia_lens.export import lora, plan, sides, skeleton
 from taia_lens.export.card import Provenance, card, command_line
 from taia_lens.export.donor import open_adapter
 from taia_lens.export.files import ADAPTER_WEIGHTS, folder_of, is_adapter, label, sha256
+from taia_lens.export.scales import ExportedScales, export_scales
 from taia_lens.export.sides import Full, Held, Merged
 from taia_lens.export.verify import Verified, verify
 from taia_lens.export.write import TensorNote, check_space, copy_settings, write_notes, write_weights
@@ -177,4 +178,4 @@ def _hashes(opened: _Opened) -> dict[str, str]:
     return {f"{side}/{file.name}": sha256(file) for side, file in files}
 
 
-__all__ = ["FORMS", "Exported", "Form", "TensorNote", "Verified", "export_graft"]
+__all__ = ["FORMS", "Exported", "ExportedScales", "Form", "TensorNote", "Verified", "export_graft", "export_scales"]

@@ -136,7 +136,7 @@ def _add_wholes(figure: go.Figure, group: xr.Dataset, row: int, col: int) -> Non
         if not len(found):
             continue
         line = {"dash": _DASHES[name], "width": 1.5, "color": colour}
-        figure.add_vline(x=float(group.value[found[0]]), line=line, row=row, col=col)
+        figure.add_vline(x=float(group.value[found[0]]), line=line, opacity=1, row=row, col=col)
         # A line of its own has no place in the legend: an empty trace has.
         figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name, showlegend=row == col == 1, row=row, col=col)
 

@@ -14,6 +14,7 @@ from taia_lens.plots.anatomy import SEQUENTIAL
 from taia_lens.plots.patching import COLOURS, DIVERGING
 
 ACROSS = 4  # maps in a row
+BETWEEN = 110  # pixels between two rows of maps: an axis with its title, and the next map's
 CLEAR = "rgba(0,0,0,0)"
 
 
@@ -27,8 +28,14 @@ def head_maps_figure(summary: xr.Dataset) -> go.Figure:
     across = min(ACROSS, len(names))
     rows = math.ceil(len(names) / across)
     titles = [part for i in range(rows * across) for part in ((_title(summary, names[i]), "") if i < len(names) else ("", ""))]
+    inside = rows * max(160, 14 * n_layers) + (rows - 1) * BETWEEN
     figure = make_subplots(
-        rows, 2 * across, subplot_titles=titles, column_widths=[0.72, 0.28] * across, horizontal_spacing=0.018, vertical_spacing=0.22 / rows
+        rows,
+        2 * across,
+        subplot_titles=titles,
+        column_widths=[0.72, 0.28] * across,
+        horizontal_spacing=0.018,
+        vertical_spacing=BETWEEN / inside,
     )
     most = max(float(summary.per_layer.max()), 1.0)
     for i, name in enumerate(names):
@@ -42,7 +49,7 @@ def head_maps_figure(summary: xr.Dataset) -> go.Figure:
     seeds = len(summary.attrs["seeds"])
     over = "" if seeds == 1 else f" in at least one of {seeds} seeds (thick: in all)"
     note = f"outlined: top {k} of {n}{over}; bars: how many of them in each layer; colours from each ranker's least to its largest score"
-    return _laid_out(figure, "Which heads each ranker chooses", note, 120 + rows * (100 + max(160, 14 * n_layers)))
+    return _laid_out(figure, "Which heads each ranker chooses", note, 200 + inside)
 
 
 def _title(summary: xr.Dataset, name: str) -> str:
