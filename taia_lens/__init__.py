@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from taia_lens import lofit, plots, results, summaries, tables
     from taia_lens.batch import Batch, make_batches
     from taia_lens.demo import demo_pair, demo_suite
-    from taia_lens.engine import applied, evaluate, scaled
+    from taia_lens.engine import applied, evaluate
+    from taia_lens.engine.scaled import scaled
     from taia_lens.errors import TaiaLensError
     from taia_lens.export import export_graft
     from taia_lens.export.scales import export_scales

@@ -30,8 +30,8 @@ from taia_lens.suite import Suite, make_suite
 
 # Gemma is left out: it norms what attention adds, so that every head of a layer scales every other one's write.
 ARCHITECTURES = ("llama", "gpt2", "neox", "qwen3", "mixtral", "phi3")
-SELECT = lofit.Settings(lr=2e-2, l1=5e-3, epochs=20, batch_size=16, patience=20)
-TUNE = replace(SELECT, l1=0.0, epochs=25)
+SELECT = lofit.Settings(lr=3e-2, l1=5e-3, epochs=10, batch_size=16, patience=20)
+TUNE = replace(SELECT, l1=0.0, epochs=20)
 QUICK = replace(SELECT, epochs=2, batch_size=8, patience=5)
 K = 3
 
@@ -229,7 +229,7 @@ def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_what_was_good(
 
 
 def test_dpo_learns_from_pairs_against_the_unscaled_model(small: Planted, suite: Suite) -> None:
-    settings = replace(SELECT, loss="dpo", l1=0.0)
+    settings = replace(SELECT, loss="dpo", l1=0.0, epochs=20)
     texts = make_texts(small.model, suite, settings)
     loss = losses.make_loss(small.model, texts, settings)
     places = list(range(len(texts.items)))

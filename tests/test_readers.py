@@ -141,6 +141,7 @@ SAMPLES: list[tuple[str, str, str, Any, dict[str, Any]]] = [
         {"choices": (" They do not.", " No, they do not.", " Some do.", " Yes."), "labels": (0, 1), "answer": " No, they do not."},
     ),
     ("truthfulqa", "binary", "csv", TQA, {"choices": (" No, they do not.", " Yes."), "labels": ()}),
+    ("truthfulqa", "pair", "csv", TQA.replace("Yes; Some", "Maybe; Some"), {"choices": (" Maybe.", " No, they do not."), "labels": ()}),
     ("clutrr", "generate", "json", [CLUTRR], {"answer": " grandson", "choices": ()}),
     ("clutrr", "texts", "csv", "story,query,target\nAl and Bo.,\"('Al', 'Bo')\",son-in-law\n", {"answer": " son-in-law"}),
     ("mquake", "imagine", "jsonl", MQUAKE, {"prompt": "Q: Imagine that Paris is in Rome. Where?\nA:", "answer": " Rome", "aliases": ()}),

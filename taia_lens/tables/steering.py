@@ -60,9 +60,7 @@ def steering_note(summary: xr.Dataset) -> str:
         "the prompts above; alpha is in standard deviations along the direction"
     )
     random = f"; random directions of the same length chose {', '.join(controls)}" if controls else ""
-    return (
-        f"{text}{random}. * told apart from 0 (sign-flip test, false-discovery rate 5%); other alphas are no choice, but what it was out of"
-    )
+    return f"{text}{random}. * told apart from 0 (sign-flip test, false-discovery rate 5%)"
 
 
 def steering_records(summary: xr.Dataset) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from taia_lens import lofit
+from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.lofit.forms import plain
 from taia_lens.lofit.texts import Item, Texts
@@ -44,6 +45,8 @@ def train_red(model: Loaded, data: Data, settings: Settings, *, progress: bool =
     sites = tuple(Site("mlp", layer) for layer in range(model.shape.n_layers))
     form = plain(model, sites, ("gain", "offset"), sigma=how.sigma, l1=0.0, seed=how.seed, method="red")
     found = train(model, form, texts, texts, how, progress=progress)
+    if found.stopped is not None:  # as the other methods: what was learnt before it is no finished training
+        raise TaiaLensError(f"{found.stopped}; lower the learning rate ({how.lr:g})")
     scales = form.scales(found.values, None)
     made = _made(model, data, how, found)
     scales = Scales(sites, scales.gain.detach().cpu(), scales.offset.detach().cpu(), made)

@@ -8,7 +8,7 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -94,51 +94,48 @@ def tune(
             raise PairError(f"{base} brings no tokenizer, and text must become tokens; put the tokenizer's files into the folder")
         rows = read_data(data, tokenizer, max_length=settings.max_length, every=every, limit=settings.limit, seed=settings.seed)
         set_seed(settings.seed)
-        make = _scales if settings.red else _weights
-        return make(base, rows, tokenizer, settings, options, out, started, progress)
+        job = _Job(base, rows, tokenizer, settings, options, started, progress)
+        return _scales(job, out) if settings.red else _weights(job, out)
 
 
-def _weights(
-    base: str | Path,
-    rows: Data,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    options: Options,
-    out: Path,
-    started: float,
-    progress: bool,
-) -> dict[str, Any]:
-    whole = from_folder(base, options)
-    loaded = _dtype(whole, base)
-    model, trained = _to_train(whole, tokenizer, settings)
-    losses = _train(model, rows, settings, options.device, bf16=settings.full and loaded == torch.bfloat16, progress=progress)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What was asked for, the data being read."""
+
+    base: str | Path
+    rows: Data
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    options: Options
+    started: float
+    progress: bool
+
+
+def _weights(job: _Job, out: Path) -> dict[str, Any]:
+    settings, whole = job.settings, from_folder(job.base, job.options)
+    loaded = _dtype(whole, job.base)
+    model, trained = _to_train(whole, job.tokenizer, settings)
+    bf16 = settings.full and loaded == torch.bfloat16
+    losses = _train(model, job.rows, settings, job.options.device, bf16=bf16, progress=job.progress)
     with whole_folder(out) as partial:
-        _save(partial, model.to(loaded) if settings.full else model, tokenizer, _name(base))
-        record = _record(_name(base), rows, settings, trained, losses, started)
-        return _write(partial, record | {"dtype": str(loaded).removeprefix("torch."), "device": options.device})
+        _save(partial, model.to(loaded) if settings.full else model, job.tokenizer, _name(job.base))
+        return _write(partial, job, trained, losses, str(loaded).removeprefix("torch."))
 
 
-def _scales(
-    base: str | Path,
-    rows: Data,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    options: Options,
-    out: Path,
-    started: float,
-    progress: bool,
-) -> dict[str, Any]:
-    pickle, remote = options.allow_pickle, options.trust_remote_code
-    model = load_one(base, tokenizer=tokenizer, device=options.device, dtype=options.dtype, allow_pickle=pickle, trust_remote_code=remote)
-    scales, losses = train_red(replace(model, name=_name(base)), rows, settings, progress=progress)
+def _scales(job: _Job, out: Path) -> dict[str, Any]:
+    o = job.options
+    pickle, remote = o.allow_pickle, o.trust_remote_code
+    model = load_one(job.base, tokenizer=job.tokenizer, device=o.device, dtype=o.dtype, allow_pickle=pickle, trust_remote_code=remote)
+    scales, losses = train_red(replace(model, name=_name(job.base)), job.rows, job.settings, progress=job.progress)
     trained = {"parameters": scales.gain.numel() + scales.offset.numel(), "tensors": {"mlp": 2 * len(scales.sites)}}
     with whole_folder(out) as partial:
         write_scales(partial, scales)
-        record = _record(_name(base), rows, settings, trained, losses, started)
-        return _write(partial, record | {"dtype": model.dtype, "device": options.device})
+        return _write(partial, job, trained, losses, model.dtype)
 
 
-def _write(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _write(folder: Path, job: _Job, trained: dict[str, Any], losses: list[float], dtype: str) -> dict[str, Any]:
+    record = _record(_name(job.base), job.rows, job.settings, trained, losses, job.started)
+    record |= {"dtype": dtype, "device": job.options.device}
     (folder / "tuning.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
