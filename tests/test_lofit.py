@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import D_HEAD, N_HEADS, N_LAYERS, make
+from architectures import D_HEAD, N_HEADS, N_LAYERS, PARTS, make
 from planted_heads import Planted, plant, task
 from transformers import PreTrainedTokenizerBase
 
@@ -144,6 +144,35 @@ def test_gradients_reach_the_scales_only_and_are_right(small: Planted, suite: Su
     numeric = (loss(step) - loss(-step)).item() / 2e-2
     assert numeric == pytest.approx(values.grad[row, 0].item(), rel=2e-2) and abs(numeric) > 1e-3
     assert not any(point.fwd_hooks for point in model.model.hook_dict.values())
+
+
+def test_the_gradient_is_that_of_raw_hooks_on_transformers(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The same step by other means: a pre-hook on each output projection of the transformers model, and its own cross-entropy."""
+    raw, parts = make(name, 0), PARTS[name]
+    model = load_one(raw, tokenizer=tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, 64, (3, 6), generator=generator)
+    labels = torch.where(torch.rand(3, 6, generator=generator) < 0.5, tokens, -100)
+    labels[:, -1] = tokens[:, -1]
+    start = 0.1 * torch.randn(N_LAYERS * N_HEADS, D_HEAD, generator=generator)
+    with torch.enable_grad(), frozen(model.model):
+        ours = start.clone().requires_grad_()
+        with scaled(model.model, Scales(lofit.heads_of(model), ours, torch.zeros_like(start))):
+            (-label_logprobs(model.model, tokens, torch.ones_like(tokens).bool(), labels).sum()).backward()
+        theirs = start.clone().requires_grad_()
+        handles = []
+        for layer in range(N_LAYERS):
+            flat = theirs[layer * N_HEADS : (layer + 1) * N_HEADS].reshape(-1)
+            module = raw.get_submodule(f"{parts.blocks}.{layer}.{parts.o}")
+            handles.append(module.register_forward_pre_hook(lambda _, args, flat=flat: (args[0] * (1 + flat), *args[1:])))
+        logits = raw(tokens).logits[:, :-1]
+        kept = labels[:, 1:] >= 0
+        torch.nn.functional.cross_entropy(logits[kept], labels[:, 1:][kept], reduction="sum").backward()
+        for handle in handles:
+            handle.remove()
+    assert ours.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    assert ours.grad.abs().max() > 1e-2
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(small: Planted, suite: Suite) -> None:
