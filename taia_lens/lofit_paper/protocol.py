@@ -1,4 +1,4 @@
-"""The settings of LoFiT's experiments, as data: those of its training scripts by model and task. Imports no torch."""
+"""The settings of LoFiT's experiments, as data: those of its training scripts by model and task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's tasks: which files are a fold's splits, and the suites that are made of them. Imports no torch."""
+"""The paper's tasks: which files are a fold's splits, and the suites that are made of them."""
 
 from __future__ import annotations
 
