@@ -62,6 +62,10 @@ class Loaded:
     def dtype(self) -> str:
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     @cached_property
     def fingerprint(self) -> str:
         """A content hash of its weights and hyper-parameters."""

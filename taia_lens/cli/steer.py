@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def steer(
-    model: str | None = typer.Option(None, help=common.MODEL_HELP),
-    train: str | None = typer.Option(None, help="Rows with right and wrong answers to fit on. Default, with the demo: demo:truth-train."),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
+    train: str | None = typer.Option(
+        None, "--train", "--data", help="Rows with right and wrong answers to fit on. Default, with the demo: demo:truth-train."
+    ),
     suite: list[str] | None = typer.Option(None, help=common.SUITES_HELP + " Default, with the demo: demo:truth."),
     validation: str | None = typer.Option(None, help="Rows that alpha is chosen on. Default: a fifth of --train, which is not fitted on."),
     method: str = typer.Option("iti", help="iti (a probe's weight), iti-mass-mean, repe (first principal component), repe-mean."),
@@ -52,11 +54,11 @@ def steer(
 
     Example: taia-lens steer --limit 200
 
-    Example: taia-lens steer --model ./base --train train.jsonl --suite id=a.jsonl --suite ood=b.jsonl --scales lofit=runs/lofit
+    Example: taia-lens steer --base ./base --train train.jsonl --suite id=a.jsonl --suite ood=b.jsonl --scales lofit=runs/lofit
     """
     started = time.time()
-    options = common.ModelOptions(model, device, dtype, allow_pickle, trust_remote_code)
-    asked = _asked(model, train, suite)
+    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    asked = _asked(base, train, suite)
     suites, fit = common.read_suites(asked[1:], options, limit=limit, seed=seed), common.one_suite(asked[0], options)
     strengths, sites = common.numbers(alphas, "alphas"), None if heads is None else _heads(heads)
     if layer not in (None, "all"):
@@ -90,9 +92,9 @@ def steer(
     _report(folder, result, meta | {"train": used[0], "suites": used[1:], "limit": limit}, as_json)
 
 
-def _asked(model: str | None, train: str | None, suite: list[str] | None) -> list[str]:
+def _asked(base: str | None, train: str | None, suite: list[str] | None) -> list[str]:
     """What to fit on, then the prompts; the demo's truth task where the demo's base is steered and none is named."""
-    if model is not None and (train is None or not suite):
+    if base is not None and (train is None or not suite):
         raise SuiteError("your own model needs --train FILE.jsonl (rows with right and wrong answers) and --suite FILE.jsonl")
     return [train or "demo:truth-train", *(suite or ["demo:truth"])]
 

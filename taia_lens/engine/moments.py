@@ -13,6 +13,7 @@ from taia_lens.engine.reads import run_body
 from taia_lens.sites import Site
 from taia_lens.weights import Model
 
+
 def mean_squares(model: Model, batches: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "layer head d_head"]:
     """Mean of z squared over all tokens, of every head and dim; in float64.
 

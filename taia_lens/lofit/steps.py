@@ -57,7 +57,7 @@ def select(
     Raises:
         TaiaLensError and its kinds: The suite cannot be learnt from, or the loss is no number.
     """
-    settings = settings or select_settings(count(model))
+    settings = settings or select_settings(model.n_parameters)
     texts, held = _texts(model, suite, validation, settings, every)
     sites = heads_of(model)
     form = plain(model, sites, ("gain",), sigma=settings.sigma, l1=settings.l1, seed=settings.seed, method="lofit-select")
@@ -95,7 +95,7 @@ def tune(
         SiteError: No head, one that the model does not have, or something that is no head.
         TaiaLensError and its kinds: The suite cannot be learnt from, or the loss is no number.
     """
-    settings = settings or tune_settings(count(model))
+    settings = settings or tune_settings(model.n_parameters)
     _check_heads(model, heads)
     return train_scales(
         model, suite, heads, ("offset",), "lofit", settings, validation=validation, every=every, store=store, progress=progress
@@ -157,7 +157,7 @@ def jola(
     Raises:
         TaiaLensError and its kinds: As of `select`; or every gate closed.
     """
-    settings = settings or replace(select_settings(count(model)), l1=0.0)
+    settings = settings or replace(select_settings(model.n_parameters), l1=0.0)
     texts, held = _texts(model, suite, validation, settings, every)
     form = gated(model, heads_of(model), sigma=settings.sigma, l0=l0, seed=settings.seed)
     found = train(model, form, texts, held, settings, store=store, progress=progress)
@@ -229,11 +229,6 @@ def made(model: Loaded, method: str, suite: Suite, texts: Texts, held: Texts, se
         "settings": asdict(settings),
         "training": found.record(),
     }
-
-
-def count(model: Loaded) -> int:
-    """The model's parameters."""
-    return sum(parameter.numel() for parameter in model.model.parameters())
 
 
 def _texts(model: Loaded, suite: Suite, validation: Suite | None, settings: Settings, every: bool) -> tuple[Texts, Texts]:

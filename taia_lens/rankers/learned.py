@@ -18,7 +18,7 @@ from taia_lens.suite import Suite
 
 def _by_gain(model: Loaded, suite: Suite, options: Options, store: CellStore | None, progress: bool, *, score: str) -> Ranked:
     found = []
-    for settings in _settings(options, options.selecting or lofit.select_settings(_count(model))):
+    for settings in _settings(options, options.selecting or lofit.select_settings(model.n_parameters)):
         chosen = lofit.select(model, suite, settings=settings, every=options.every, store=store, progress=progress)
         found.append(chosen[score].transpose("layer", "head").values)
     return _ranked(found, options, *_MEANING[score])
@@ -35,7 +35,7 @@ lofit_norm, lofit_relative, lofit_effect = (partial(_by_gain, score=score) for s
 def lofit_offset(model: Loaded, suite: Suite, options: Options, store: CellStore | None, progress: bool) -> Ranked:
     """The norm of the offset that is learnt at each head, all heads being shifted at once."""
     found = []
-    for settings in _settings(options, options.tuning or lofit.tune_settings(_count(model))):
+    for settings in _settings(options, options.tuning or lofit.tune_settings(model.n_parameters)):
         heads = lofit.heads_of(model)
         scales = lofit.tune(model, suite, heads, settings=settings, every=options.every, store=store, progress=progress)
         found.append(_at_heads(model, scales))
@@ -45,7 +45,7 @@ def lofit_offset(model: Loaded, suite: Suite, options: Options, store: CellStore
 def jola(model: Loaded, suite: Suite, options: Options, store: CellStore | None, progress: bool) -> Ranked:
     """The joint norm of the gated gain and offset of each head; 0 where both gates closed."""
     found = []
-    for settings in _settings(options, options.selecting or replace(lofit.select_settings(_count(model)), l1=0.0)):
+    for settings in _settings(options, options.selecting or replace(lofit.select_settings(model.n_parameters), l1=0.0)):
         scales = lofit.jola(model, suite, settings=settings, every=options.every, store=store, progress=progress)
         found.append(_at_heads(model, scales))
     return _ranked(found, options, "norm of gated gain and offset", "||(g A, h v)||, 0 where both gates are closed")
@@ -66,7 +66,3 @@ def _settings(options: Options, settings: Settings) -> list[Settings]:
 def _ranked(found: list[np.ndarray], options: Options, unit: str, meaning: str) -> Ranked:
     labels = tuple(str(seed) for seed in range(options.seed, options.seed + options.seeds))
     return Ranked(np.stack(found), "seed", labels, unit, meaning)
-
-
-def _count(model: Loaded) -> int:
-    return sum(parameter.numel() for parameter in model.model.parameters())

@@ -54,7 +54,8 @@ def _against(tops: list[xr.Dataset], reference: str, words: str, better: int) ->
             continue
         place = {1: "Better than", -1: "Worse than", 0: "Not told apart from"}[order(cell, better)]
         found[place].append(f"{name} ({_numbers(cell, reference)})")
-    return "; ".join(f"{place} {words}: {', '.join(names)}" for place, names in found.items() if names)
+    said = [f"{place} {words}: {', '.join(names)}" for place, names in found.items() if names]
+    return "; ".join(text if i == 0 else text[0].lower() + text[1:] for i, text in enumerate(said))
 
 
 def _numbers(cell: xr.Dataset, reference: str) -> str:
@@ -115,4 +116,5 @@ def _bridge(summary: xr.Dataset) -> list[str]:
 
 def _fraction(line: xr.Dataset) -> str:
     name = f"{line.by.item()}'s top" if line.end.item() == "top" else str(line.by.item())
-    return f"{name} {float(line.fraction):.0%} [{float(line.fraction_low):.0%}, {float(line.fraction_high):.0%}]"
+    value, low, high = (f"{float(line[f'fraction{end}']):.0%}".replace("-0%", "0%") for end in ("", "_low", "_high"))
+    return f"{name} {value} [{low}, {high}]"

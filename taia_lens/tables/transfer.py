@@ -31,6 +31,8 @@ def _group(group: xr.Dataset) -> Table:
         value = f"{float(cell.value):.3f} [{float(cell.low):.3f}, {float(cell.high):.3f}]"
         spread = f"{float(cell.least):.3f} to {float(cell.most):.3f}" if float(cell.least) < float(cell.most) else ""
         difference = "" if math.isnan(float(cell["diff"])) else f"{interval(cell, 'diff')} {adjusted(float(cell.q))}"
+        if difference and math.isnan(float(cell.p)):
+            difference = "0" + 9 * " "  # the same on every prompt
         table.add_row(*map(Text, (row + (" (its own)" if row == group.own.item() else ""), value, spread, difference)))
     return table
 

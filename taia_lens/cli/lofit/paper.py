@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def paper(
     task: str = typer.Argument(help="truthfulqa (2 folds, DPO, MC1 and MC2), mquake or clutrr (exact match)."),
     data: Path = typer.Option(..., help="The folder that holds LoFiT's splits of the task (or a folder of the task's name)."),
-    base: str = typer.Option(..., "--model", "--base", help="The model: a local folder or a Hub id."),
+    base: str = typer.Option(..., "--base", "--model", help="The model: a local folder or a Hub id."),
     folds: str | None = typer.Option(None, help="truthfulqa: which folds, 0,1. Default: all."),
     k: str | None = typer.Option(None, "--k", help="How many heads: 32, or 3%. Default: the paper's for this model; 3% for others."),
     seeds: str = typer.Option("42", help="Of training, with commas between."),
@@ -51,9 +51,9 @@ def paper(
     meta.json, and for every fold and seed selection.nc and the adapters, into a run folder and prints the folder's path. A run
     that was killed goes on from its last finished epoch.
 
-    Example: taia-lens lofit paper truthfulqa --model meta-llama/Llama-2-7b-hf --data truthfulqa --control random,bottom
+    Example: taia-lens lofit paper truthfulqa --base meta-llama/Llama-2-7b-hf --data truthfulqa --control random,bottom
 
-    Example: taia-lens lofit paper mquake --model ./llama --data mquake --seeds 42,43
+    Example: taia-lens lofit paper mquake --base ./llama --data mquake --seeds 42,43
     """
     started = time.time()
     options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
@@ -72,7 +72,7 @@ def paper(
         how = lofit_paper.protocol(
             task,
             (shape.n_layers, shape.n_heads, shape.d_head),
-            sum(parameter.numel() for parameter in model.model.parameters()),
+            model.n_parameters,
             k=k,
             select_lr=select_lr,
             l1=l1,

@@ -81,8 +81,8 @@ class Asked:
 
 
 def select(
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
-    data: str | None = typer.Option(None, help=DATA_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
+    data: str | None = typer.Option(None, "--data", "--train", help=DATA_HELP),
     validation: str | None = typer.Option(None, help=VALIDATION_HELP),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     lr: float | None = typer.Option(None, help=SELECT_LR),
@@ -120,7 +120,7 @@ def select(
     with _opened(asked, None if no_store else store) as (model, cells):
         from taia_lens import lofit, results
 
-        settings = asked.settings(lofit.select_settings(_count(model)), lr=lr, l1=l1)
+        settings = asked.settings(lofit.select_settings(model.n_parameters), lr=lr, l1=l1)
         progress = sys.stderr.isatty()
         found = lofit.select(model, suite, validation=judge, settings=settings, store=cells, progress=progress)
     meta = common.meta(model, started=started, seed=seed) | {"suites": [common.suite_meta(suite, data)]}
@@ -133,8 +133,8 @@ def select(
 
 
 def fit(
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
-    data: str | None = typer.Option(None, help=DATA_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
+    data: str | None = typer.Option(None, "--data", "--train", help=DATA_HELP),
     validation: str | None = typer.Option(None, help=VALIDATION_HELP),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     k: str = typer.Option("3%", help="How many heads get offsets: 16, or a share of all heads such as 3%."),
@@ -177,7 +177,7 @@ def fit(
     with _opened(asked, None if no_store else store) as (model, cells):
         from taia_lens import lofit
 
-        n = _count(model)
+        n = model.n_parameters
         first, second = asked.settings(lofit.select_settings(n), lr=select_lr, l1=l1), asked.settings(lofit.tune_settings(n), lr=lr, l1=0.0)
         chosen: xr.Dataset | None = None
         bar = sys.stderr.isatty()
@@ -206,10 +206,6 @@ def _opened(asked: Asked, store: Path | None) -> Iterator[tuple[Loaded, CellStor
         with common.status("loading"):
             model = asked.options.load()
         yield model, cells
-
-
-def _count(model: Loaded) -> int:
-    return sum(parameter.numel() for parameter in model.model.parameters())
 
 
 def _split(heads: str) -> list[str]:

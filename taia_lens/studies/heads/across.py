@@ -13,7 +13,6 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, heads_of, how_many, select, select_settings, top_heads, tune_settings
-from taia_lens.lofit.steps import count
 from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
@@ -68,7 +67,7 @@ def transfer(
         raise TaiaLensError(
             f"{len(tasks)} tasks, {len(seeds)} seeds, {draws} draws: write two tasks or more, a seed or more, 0 or more draws"
         )
-    selecting, tuning = selecting or select_settings(count(model)), tuning or tune_settings(count(model))
+    selecting, tuning = selecting or select_settings(model.n_parameters), tuning or tune_settings(model.n_parameters)
     shape = model.shape.n_layers, model.shape.n_heads
     sites = heads_of(model)
     number = how_many(k, len(sites))

@@ -14,7 +14,6 @@ from taia_lens.errors import TaiaLensError
 from taia_lens.grafting import notes, resolve_sides
 from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, heads_of, how_many, top_heads, tune_settings
-from taia_lens.lofit.steps import count
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, check_ranker, rank
 from taia_lens.recipe import Recipe, Side, taia
@@ -92,7 +91,7 @@ def heads(
     sides = resolve_sides(subject, norms, embed) if isinstance(subject, Pair) else None
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     prepared = tuple(prepare_suite(subject, suite, metrics_of(suite, metrics), batch_size) for suite in chosen)
-    settings = settings or tune_settings(count(base))
+    settings = settings or tune_settings(base.n_parameters)
     options = replace(options or Options(), every=every, seeds=1)
     with kept(store) as cells:
         rankings = _rankings(subject, train, by, seeds, options, number, cells, progress)
