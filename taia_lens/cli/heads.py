@@ -34,9 +34,9 @@ LOSS_HELP = "ce: cross-entropy of the answer; dpo: the answer against the contra
 
 
 def heads(
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
     tuned: str | None = typer.Option(None, help="Its fine-tuned version, for rankers and checks that need a pair. Default: none."),
-    train: str | None = typer.Option(None, help=TRAIN_HELP),
+    train: str | None = typer.Option(None, "--train", "--data", help=TRAIN_HELP),
     suite: list[str] | None = typer.Option(None, help=common.SUITES_HELP + " Default: demo:truth."),
     by: str | None = typer.Option(
         None,

@@ -23,7 +23,7 @@ TASK_HELP = "A task: NAME=TRAIN,TEST or NAME=TRAIN,TEST,TEST, each a FILE.jsonl 
 
 def transfer(
     task: list[str] = typer.Option(..., help=TASK_HELP),
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
     k: str = typer.Option("3%", help=K_HELP),
     seeds: int = typer.Option(1, min=1, help=SEEDS_HELP),
     draws: int = typer.Option(3, min=0, help=DRAWS_HELP),
