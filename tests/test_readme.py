@@ -33,7 +33,7 @@ def test_every_option_and_command_it_names_exists() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     options = {
         o
-        for c in (*commands.values(), *commands["demo"].commands.values(), *commands["suite"].commands.values(), *commands["lofit"].commands.values())
+        for c in (*commands.values(), *(sub for group in ("demo", "suite", "lofit") for sub in commands[group].commands.values()))
         for p in c.params
         for o in p.opts
     }

@@ -25,7 +25,7 @@ ADAPTER_HELP = "A folder of scales, as 'taia-lens lofit fit' writes it."
 
 def apply(
     adapter: list[Path] = typer.Argument(..., help=f"{ADAPTER_HELP} Several for several, each applied alone.", show_default=False),
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
     suite: list[str] | None = typer.Option(None, help=f"{common.SUITES_HELP} Default with the demo's base: demo:truth."),
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
@@ -83,7 +83,7 @@ def apply(
 def export(
     adapter: Path = typer.Argument(..., help=ADAPTER_HELP, show_default=False),
     out: Path = typer.Option(..., help="The folder to write; must not exist."),
-    base: str | None = typer.Option(None, help=common.MODEL_HELP),
+    base: str | None = typer.Option(None, "--base", "--model", help=common.MODEL_HELP),
     other_model: bool = typer.Option(False, "--other-model", help=common.OTHER_MODEL_HELP),
     no_verify: bool = typer.Option(False, "--no-verify", help="Do not load what was written and hold it against base under the adapter."),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
