@@ -12,14 +12,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from taia_lens import lofit
 from taia_lens.batch import Batch
-from taia_lens.engine import applied, evaluate
+from taia_lens.engine import applied, evaluate, scaled
 from taia_lens.errors import PairError
 from taia_lens.evaluation import prepare, score
 from taia_lens.loading import load_pair
 from taia_lens.pair import Pair
-from taia_lens.recipe import Graft, Patch, Recipe
+from taia_lens.recipe import Ablate, Graft, Patch, Recipe
 from taia_lens.recipe_text import parse_recipe
+from taia_lens.scales import Scales
 from taia_lens.sites import GRAFTABLE, Site
 from taia_lens.studies.patching import patch
 from taia_lens.suite import Suite, Task, make_suite
@@ -153,3 +155,23 @@ def test_a_head_and_a_projection_are_grafted(pair: Pair) -> None:
             else:
                 whole = tuned if (layer, module) == ("2", "mlp") and name in ("W_out", "b_out") else base
                 assert torch.equal(w.parameter, whole[w.name]), w.name
+
+
+def test_lofit_learns_on_it_and_its_scales_do_what_they_say(pair: Pair, batch: Batch, suite: Suite) -> None:
+    model = pair.loaded("base")
+    settings = lofit.Settings(lr=1e-2, epochs=2, batch_size=4)
+    found = lofit.select(model, suite, settings=settings, every=True)
+    assert found.loss[-1] < found.loss[0] and float(found.norm.min()) > 0
+    heads = lofit.top_heads(found.norm, 2)
+    scales = lofit.tune(model, suite, heads, settings=settings, every=True)
+    assert scales.offset.abs().max() > 1e-3 and not any(p.requires_grad and p.grad is not None for p in model.model.parameters())
+    plain = pair.base(batch.tokens)
+    gone = Scales(heads, -torch.ones(2, 8), torch.zeros(2, 8))
+    with scaled(pair.base, Scales(heads, torch.zeros(2, 8), torch.zeros(2, 8))) as live:
+        assert torch.equal(live(batch.tokens), plain)
+    with scaled(pair.base, gone) as live, torch.no_grad():
+        ours = live(batch.tokens)
+    with applied(pair, Recipe("base", tuple(Ablate(site) for site in heads)), batch=batch) as live:
+        theirs = live(batch.tokens)
+    torch.testing.assert_close(ours[batch.mask], theirs[batch.mask])  # an ablation writes at prompt tokens only
+    assert (ours - plain).abs().max() > 1e-4
