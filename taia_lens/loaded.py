@@ -71,6 +71,11 @@ class Loaded:
         """A content hash of its weights and hyper-parameters."""
         return fingerprint(self.model)
 
+    @cached_property
+    def rounded(self) -> str:
+        """The same of the weights rounded to bfloat16: it does not depend on whether they were loaded in that or in float32."""
+        return fingerprint(self.model, rounded=True)
+
     def __repr__(self) -> str:
         s = self.shape
         return f"Loaded({self.name}: {s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}, {self.dtype})"
@@ -85,16 +90,18 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def fingerprint(model: Model) -> str:
+def fingerprint(model: Model, *, rounded: bool = False) -> str:
     """A content hash of a model's weights and hyper-parameters."""
     known = {key: value for key, value in config(model).items() if key not in HARMLESS}
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=16)
     for weight in sorted((w for w in weights(model) if not w.copy and not is_idle(w)), key=lambda w: w.name):
         tensor = weight.parameter.detach().contiguous().cpu()
+        tensor = tensor.to(torch.bfloat16) if rounded else tensor
         digest.update(f"{weight.name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
     for name, buffer in sorted(stored_buffers(model).items()):
-        digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)} {buffer.tolist()}".encode())
+        kept = buffer.to(torch.bfloat16) if rounded and buffer.is_floating_point() else buffer
+        digest.update(f"{name} {kept.dtype} {tuple(kept.shape)} {kept.tolist()}".encode())
     return digest.hexdigest()
 
 

@@ -105,13 +105,21 @@ def check_fits(scales: Scales, model: Loaded, *, other_model: bool = False) -> N
             f"the scales (of {name}) are {scales.gain.shape[1]} wide, and {scales.component} of {model.name} is {want} wide; "
             "give the model that they were made for"
         )
-    made_for, dtype = scales.made.get("fingerprint"), scales.made.get("dtype")
-    # The fingerprint is of the weights as they were loaded: in another dtype it says nothing.
-    if not other_model and made_for is not None and dtype == model.dtype and made_for != model.fingerprint:
+    if not other_model and not _same_weights(scales.made, model):
         raise PairError(
             f"the scales were made for {name}, whose weights are not those of {model.name}; give that model, "
-            "or say that another is meant: other_model=True, or --other-model of 'taia-lens lofit'"
+            "or say that another is meant: --other-model (other_model=True)"
         )
+
+
+def _same_weights(made: Mapping[str, Any], model: Loaded) -> bool:
+    """Whether the model has the weights that scales were made on; True where nothing tells."""
+    if made.get("dtype") == model.dtype:
+        return made.get("fingerprint") in (None, model.fingerprint)
+    # float16 rounds elsewhere than bfloat16 does, so that rounding both to bfloat16 says nothing.
+    if "float16" in (made.get("dtype"), model.dtype):
+        return True
+    return made.get("rounded") in (None, model.rounded)
 
 
 def save_scales(out: str | Path, scales: Scales) -> Path:

@@ -30,6 +30,7 @@ LR_HELP = "Offsets' learning rate. Default: the LoFiT paper's for a model of thi
 SELECT_LR_HELP = "Selection's learning rate. Default: the paper's (5e-3, above 10B 1e-3)."
 L1_HELP = "Selection's penalty. Default: the paper's (5e-4, above 10B 1e-3)."
 EPOCHS_HELP = "Passes over the training rows, at most, in selection and in the offsets' training. Default: 5."
+TRAIN_BATCH_HELP = "Rows a step of training. Default: 8, the paper's."
 LOSS_HELP = "ce: cross-entropy of the answer; dpo: the answer against the contrast (or the wrong choices). Default: ce."
 
 
@@ -52,11 +53,13 @@ def heads(
     validation: str | None = typer.Option(None, help="Rows that judge each epoch of the offsets' training. Default: a fifth of --train."),
     every: bool = typer.Option(False, "--every", help="Also learn and rank from rows that are out of distribution."),
     rank_metric: str | None = typer.Option(None, help="Whose change patch, graft, ablate and atp rank by. Default: the log-probability."),
+    magnitude: bool = typer.Option(False, "--magnitude", help="patch, graft, ablate, atp: rank by size, helpful or harmful."),
     steps: int = typer.Option(0, min=0, help="atp: integrated gradients with so many steps; 0 for one gradient."),
     lr: float | None = typer.Option(None, help=LR_HELP),
     select_lr: float | None = typer.Option(None, help=SELECT_LR_HELP),
     l1: float | None = typer.Option(None, help=L1_HELP),
     epochs: int | None = typer.Option(None, help=EPOCHS_HELP),
+    train_batch: int | None = typer.Option(None, help=TRAIN_BATCH_HELP),
     loss: str | None = typer.Option(None, help=LOSS_HELP),
     norms: str | None = typer.Option(None, help=common.NORMS_HELP),
     embed: str | None = typer.Option(None, help=common.EMBED_HELP),
@@ -100,8 +103,10 @@ def heads(
             from taia_lens.studies import heads as study
 
             subject = one.load() if tuned is None else options.load()
-        tuning, selecting = settings(subject, lr=lr, select_lr=select_lr, l1=l1, epochs=epochs, loss=loss)
-        ranking = Options(metric=rank_metric, batch_size=batch_size, steps=steps, every=every, selecting=selecting, tuning=tuning)
+        tuning, selecting = settings(subject, lr=lr, select_lr=select_lr, l1=l1, epochs=epochs, loss=loss, train_batch=train_batch)
+        ranking = Options(
+            metric=rank_metric, batch_size=batch_size, steps=steps, every=every, selecting=selecting, tuning=tuning, magnitude=magnitude
+        )
         result = study.heads(
             subject,
             learn,
@@ -136,15 +141,25 @@ def one_of(asked: str | None, what: str, default: str, options: common.PairOptio
 
 
 def settings(
-    subject: Pair | Loaded, *, lr: float | None, select_lr: float | None, l1: float | None, epochs: int | None, loss: str | None
+    subject: Pair | Loaded,
+    *,
+    lr: float | None,
+    select_lr: float | None,
+    l1: float | None,
+    epochs: int | None,
+    loss: str | None,
+    train_batch: int | None,
 ) -> tuple[Settings, Settings]:
     """How offsets are trained, and how heads are selected: the paper's by size of model, but for what was asked."""
+    from taia_lens.loaded import Loaded
     from taia_lens.lofit import select_settings, tune_settings
 
-    n = sum(p.numel() for p in subject.models[0].parameters())  # of a pair: the base's
+    n = (subject if isinstance(subject, Loaded) else subject.loaded("base")).n_parameters
     tuning, selecting = tune_settings(n), select_settings(n)
     if epochs is not None:
         tuning, selecting = replace(tuning, epochs=epochs), replace(selecting, epochs=epochs)
+    if train_batch is not None:
+        tuning, selecting = replace(tuning, batch_size=train_batch), replace(selecting, batch_size=train_batch)
     if loss is not None:
         tuning, selecting = replace(tuning, loss=loss), replace(selecting, loss=loss)
     selecting = replace(selecting, lr=selecting.lr if select_lr is None else select_lr, l1=selecting.l1 if l1 is None else l1)

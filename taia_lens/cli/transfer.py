@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from taia_lens.cli import common
-from taia_lens.cli.heads import DRAWS_HELP, EPOCHS_HELP, K_HELP, L1_HELP, LOSS_HELP, LR_HELP, SEEDS_HELP, SELECT_LR_HELP, settings
+from taia_lens.cli.heads import (
+    DRAWS_HELP,
+    EPOCHS_HELP,
+    K_HELP,
+    L1_HELP,
+    LOSS_HELP,
+    LR_HELP,
+    SEEDS_HELP,
+    SELECT_LR_HELP,
+    TRAIN_BATCH_HELP,
+    settings,
+)
 from taia_lens.errors import TaiaLensError
 from taia_lens.suite import Suite
 
@@ -32,6 +43,7 @@ def transfer(
     select_lr: float | None = typer.Option(None, help=SELECT_LR_HELP),
     l1: float | None = typer.Option(None, help=L1_HELP),
     epochs: int | None = typer.Option(None, help=EPOCHS_HELP),
+    train_batch: int | None = typer.Option(None, help=TRAIN_BATCH_HELP),
     loss: str | None = typer.Option(None, help=LOSS_HELP),
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP + " Of the test suites only."),
@@ -64,7 +76,7 @@ def transfer(
             from taia_lens.studies import heads as study
 
             model = options.load()
-        tuning, selecting = settings(model, lr=lr, select_lr=select_lr, l1=l1, epochs=epochs, loss=loss)
+        tuning, selecting = settings(model, lr=lr, select_lr=select_lr, l1=l1, epochs=epochs, loss=loss, train_batch=train_batch)
         result = study.transfer(
             model,
             tasks,

@@ -6,17 +6,19 @@ chosen, scales = lofit.fit(model, suite, "3%")            # both
 """
 
 from taia_lens.lofit.forms import heads_of
-from taia_lens.lofit.settings import Settings, how_many, select_settings, top_heads, tune_settings
+from taia_lens.lofit.settings import Settings, bottom_heads, how_many, select_settings, ties, top_heads, tune_settings
 from taia_lens.lofit.steps import fit, jola, select, train_scales, tune
 
 __all__ = [
     "Settings",
+    "bottom_heads",
     "fit",
     "heads_of",
     "how_many",
     "jola",
     "select",
     "select_settings",
+    "ties",
     "top_heads",
     "train_scales",
     "tune",

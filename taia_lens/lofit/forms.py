@@ -45,14 +45,19 @@ def plain(model: Loaded, sites: Sequence[Site], which: Sequence[str], *, sigma: 
     def penalty(values: Values) -> Float[Tensor, ""]:
         return l1 * values["gain"].abs().sum() if l1 and "gain" in values else torch.zeros(())
 
-    return Form(method, start, scales, penalty)
+    return Form(method, start, scales, penalty, {"which": sorted(which)})
 
 
 def gated(model: Loaded, sites: Sequence[Site], *, sigma: float, l0: float, seed: int) -> Form:
     """JoLA (arXiv 2502.01179): z <- (1 + g * A) * z + h * v, a hard concrete gate for each A and each v of a head.
 
     The loss has l0 * the expected number of open gates added. A gate is drawn at each step, and judged at its median.
+
+    Raises:
+        TaiaLensError: l0 is no number of 0 or more.
     """
+    if not 0 <= l0 < math.inf:
+        raise TaiaLensError(f"l0 is {l0:g}; write 0 or more")
     odds = torch.full((len(sites),), _OPEN)
     start = {
         "gain": _draw(model, sites, sigma, seed),
@@ -69,7 +74,7 @@ def gated(model: Loaded, sites: Sequence[Site], *, sigma: float, l0: float, seed
         shift = _TEMPERATURE * math.log(-_LOW / _HIGH)
         return l0 * sum(((values[f"{name}_gate"] - shift).sigmoid().sum() for name in WHICH), torch.zeros((), device=model.device))
 
-    return Form("jola", start, scales, penalty)
+    return Form("jola", start, scales, penalty, {"l0": l0})
 
 
 def _gate(odds: Float[Tensor, " site"], generator: torch.Generator | None) -> Float[Tensor, " site"]:

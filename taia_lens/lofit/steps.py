@@ -75,7 +75,8 @@ def select(
     coords = {"layer": np.arange(shape.n_layers), "head": np.arange(shape.n_heads), "epoch": np.arange(1, len(found.history) + 1)}
     attrs = made(model, "lofit-select", suite, texts, held, settings, found) | {"study": "lofit-select", "versions": results.versions()}
     out = xr.Dataset(data, coords, attrs)
-    return out.assign(relative=out["norm"] / out["scale"])
+    # A head whose z is always zero has no scale to divide by, and nothing that a gain could change.
+    return out.assign(relative=(out["norm"] / out["scale"]).where(out["scale"] > 0, 0.0))
 
 
 def tune(
@@ -165,7 +166,7 @@ def jola(
     is_open = [i for i in range(len(whole.sites)) if bool(whole.gain[i].any()) or bool(whole.offset[i].any())]
     if not is_open:
         raise TaiaLensError(f"every gate closed; lower l0 ({l0:g})")
-    record = made(model, "jola", suite, texts, held, settings, found) | {"l0": l0}
+    record = made(model, "jola", suite, texts, held, settings, found) | {"l0": l0, "trained": form.numbers}
     return _with_count(Scales(tuple(whole.sites[i] for i in is_open), whole.gain[is_open].cpu(), whole.offset[is_open].cpu(), record))
 
 
@@ -209,7 +210,7 @@ def train_scales(
 
 def _finished(model: Loaded, form: Form, suite: Suite, texts: Texts, held: Texts, settings: Settings, found: Trained) -> Scales:
     whole = form.scales(found.values, None)
-    record = made(model, form.method, suite, texts, held, settings, found)
+    record = made(model, form.method, suite, texts, held, settings, found) | {"trained": form.numbers}
     return _with_count(Scales(whole.sites, whole.gain.detach().cpu(), whole.offset.detach().cpu(), record))
 
 
@@ -224,8 +225,9 @@ def made(model: Loaded, method: str, suite: Suite, texts: Texts, held: Texts, se
         "method": method,
         "model": model.name,
         "fingerprint": model.fingerprint,
+        "rounded": model.rounded,
         "dtype": model.dtype,
-        "data": data | {"left_out": dict(texts.left_out)},
+        "data": data | {"left_out": dict(texts.left_out), "in_both": held.shared(texts)},
         "settings": asdict(settings),
         "training": found.record(),
     }

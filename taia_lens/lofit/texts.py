@@ -20,10 +20,16 @@ from taia_lens.suite import Row, Suite
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to learn from: a text, or with dpo two of them, the right one first; and the row it is of."""
+    """One thing to learn from: a text, or with dpo two of them, the right one first; and the row and prompt it is of."""
 
     row: str
     texts: tuple[Example, ...]
+    prompt: str = ""
+
+    @property
+    def group(self) -> str:
+        """Rows of one prompt belong together: apart, one would tell what is asked of the other."""
+        return self.prompt or self.row
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,23 @@ class Texts:
     def examples(self) -> tuple[Example, ...]:
         return tuple(example for item in self.items for example in item.texts)
 
+    def shared(self, other: Texts) -> int:
+        """How many of these texts have a prompt that the other ones have too."""
+        known = {item.group for item in other.items}
+        return sum(item.group in known for item in self.items)
+
     def split(self, fraction: float, seed: int) -> tuple[Texts, Texts]:
-        """The texts without a fraction of the rows, and those; all that is made of a row stays together.
+        """The texts without a fraction of the prompts, and those; all that is made of a prompt stays together.
 
         Raises:
-            SuiteError: There are fewer than two rows.
+            SuiteError: There are fewer than two prompts.
         """
-        rows = list(dict.fromkeys(item.row for item in self.items))
+        rows = list(dict.fromkeys(item.group for item in self.items))
         if len(rows) < 2:
-            raise SuiteError(f"the suite {self.name} has {len(rows)} row to learn from, and one is held out; give more, or validation")
+            raise SuiteError(f"the suite {self.name} has {len(rows)} prompt to learn from, and one is held out; give more, or validation")
         n = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         held = {rows[i] for i in np.random.default_rng(seed).choice(len(rows), n, replace=False)}
-        kept, out = ([item for item in self.items if (item.row in held) == side] for side in (False, True))
+        kept, out = ([item for item in self.items if (item.group in held) == side] for side in (False, True))
         return replace(self, items=tuple(kept)), replace(self, items=tuple(out))
 
 
@@ -91,7 +102,7 @@ def make_texts(model: Loaded, suite: Suite, settings: Settings, *, every: bool =
             if isinstance(texts, str):
                 left_out[texts] += 1
             else:
-                items.append(Item(row.id, texts))
+                items.append(Item(row.id, texts, row.prompt))
     if not items:
         reasons = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "it has no row"
         raise SuiteError(f"the suite {suite.name} has no row to learn from: {reasons}")

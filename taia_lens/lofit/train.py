@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from taia_lens.scales import Scales
 from taia_lens.scoring import NUMERIC
 from taia_lens.store import Cell, CellStore
 
-TRAINING = 1  # raised when what is trained changes, so that old cells no longer answer
+TRAINING = 2  # raised when what is trained changes, so that old cells no longer answer
 Values = dict[str, Tensor]
 
 
@@ -43,12 +43,19 @@ class Form:
         start: The first values.
         scales: Values -> scales, live in the graph; a generator for what is drawn at each step, None when it is judged.
         penalty: Values -> what is added to the loss.
+        settings: What else the training depends on, beside `Settings`: plain JSON.
     """
 
     method: str
     start: Values
     scales: Callable[[Values, torch.Generator | None], Scales]
     penalty: Callable[[Values], Float[Tensor, ""]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(t.numel() for t in self.start.values())
 
 
 @dataclass(frozen=True)
@@ -139,12 +146,14 @@ def _epochs(
         bar.update(steps * len(state.history))
         while not state.done(settings):
             found = _epoch(model, form, state, losses[0], texts[0], settings, bar)
+            judged = 0.0 if isinstance(found, str) else _judge(model, form, state.values, losses[1], texts[1], settings)
+            if not math.isfinite(judged):
+                found = f"the validation loss became {judged:g} after epoch {len(state.history) + 1}"
             if isinstance(found, str):
                 if not state.history:
-                    raise TaiaLensError(f"{found}; no epoch was finished; lower the learning rate ({settings.lr:g}), or look at those rows")
+                    raise TaiaLensError(f"{found}; no epoch before it was good; lower the learning rate ({settings.lr:g})")
                 state.stopped = found
             else:
-                judged = _judge(model, form, state.values, losses[1], texts[1], settings)
                 state.history.append(Epoch(found, float(form.penalty(state.values).detach()), judged))
                 if state.best_epoch == len(state.history) - 1:
                     state.best = {name: t.detach().clone() for name, t in state.values.items()}
@@ -163,9 +172,11 @@ def _epoch(model: Loaded, form: Form, state: _State, loss: Loss, texts: Texts, s
         index = order[step * settings.batch_size : (step + 1) * settings.batch_size]
         rate = settings.lr * (1 - (epoch * steps + step) / (settings.epochs * steps))
         found, weight = _step(model, form, state, loss, [texts.items[i] for i in index], index, settings, generator)
-        if not (math.isfinite(found) and all(bool(torch.isfinite(t.grad).all()) for t in state.values.values() if t.grad is not None)):
+        steep = not all(bool(torch.isfinite(t.grad).all()) for t in state.values.values() if t.grad is not None)
+        if steep or not math.isfinite(found):
+            what = f"the loss became {found:g}" if not math.isfinite(found) else f"the gradient of the loss ({found:g}) is no number"
             rows = ", ".join(dict.fromkeys(texts.items[i].row for i in index[:4])) + (", ..." if len(index) > 4 else "")
-            return f"the loss became {found:g} in epoch {epoch + 1}, batch {step + 1} of {steps} (rows {rows})"
+            return f"{what} in epoch {epoch + 1}, batch {step + 1} of {steps} (rows {rows})"
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
@@ -217,6 +228,7 @@ def _key(model: Loaded, form: Form, texts: Texts, validation: Texts, settings: S
     return {
         "training": TRAINING,
         "method": form.method,
+        "form": dict(form.settings),
         "model": model.fingerprint,
         "device": model.device.type,
         "dtype": model.dtype,

@@ -114,7 +114,7 @@ def _heads(arm: str, selection: xr.Dataset, k: int, seed: int) -> tuple[Site, ..
     if arm == "random":
         drawn = np.random.default_rng(seed).permutation(norm.size).reshape(norm.shape).astype(float)
         norm = norm.copy(data=drawn)
-    return lofit.top_heads(-norm if arm == "bottom" else norm, k)
+    return lofit.bottom_heads(norm, k) if arm == "bottom" else lofit.top_heads(norm, k)
 
 
 def _dataset(
@@ -177,6 +177,9 @@ def _attrs(model: Loaded, protocol: Protocol, folds: Sequence[Fold]) -> dict[str
 
     used: dict[str, Any] = {}
     for fold in folds:
+        known = {row.prompt for row in fold.train.rows}
+        others = {"validation": fold.validation, **{f"test {exam.name}": exam.suite for exam in fold.tests}}
+        shared = {name: n for name, suite in others.items() if (n := sum(row.prompt in known for row in suite.rows))}
         splits = {"train": rows(fold.train), "drawn": fold.draw, "validation": rows(fold.validation)}
-        used[fold.name] = splits | {"tests": [rows(exam.suite) for exam in fold.tests]}
+        used[fold.name] = splits | {"in_train_too": shared, "tests": [rows(exam.suite) for exam in fold.tests]}
     return model_attrs(model) | {"study": "lofit-paper", "task": protocol.task, "protocol": asdict(protocol), "folds": used}

@@ -50,9 +50,9 @@ class Fitted:
     unfinished: int = 0
 
     def accuracy(self, z: Z, right: Bool[np.ndarray, " text"]) -> Float[np.ndarray, "layer head"]:
-        """The share of texts that are called what they are."""
+        """The share of texts that are called what they are, right and wrong ones counting alike (balanced): chance is a half."""
         called = project(z, self.theta) > self.cut
-        return (called == right[:, None, None]).mean(0)
+        return (called[right].mean(0) + (~called[~right]).mean(0)) / 2
 
 
 def read(model: Loaded, texts: Texts, component: str, batch_size: int) -> np.ndarray:
@@ -94,7 +94,7 @@ def _logistic(z: Z, right: Bool[np.ndarray, " text"]) -> Fitted:
     for layer, head in np.ndindex(*cut.shape):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            probe = LogisticRegression(max_iter=MAX_ITER).fit(z[:, layer, head], right)
+            probe = LogisticRegression(max_iter=MAX_ITER, class_weight="balanced").fit(z[:, layer, head], right)
         unfinished += any(issubclass(w.category, ConvergenceWarning) for w in caught)
         theta[layer, head], cut[layer, head] = probe.coef_[0], -probe.intercept_[0]
     return Fitted(theta, cut, unfinished)
@@ -130,10 +130,10 @@ def rank_by_probe(model: Loaded, suite: Suite, options: Options, progress: bool,
     z = read(model, texts, "head", options.batch_size)
     found, unfinished = held_out(z, texts, kind, options.folds, options.seed, progress=progress)
     stopped = (f"{unfinished} of {found.size} logistic regressions stopped at {MAX_ITER} iterations",) if unfinished else ()
-    chance = max(texts.right.mean(), 1 - texts.right.mean())
-    attrs = {"chance": float(chance), "texts": len(texts.ids)}
+    attrs = {"chance": 0.5, "texts": len(texts.ids)}
     labels = tuple(str(fold) for fold in range(len(found)))
-    return Ranked(found, "fold", labels, "accuracy", "held-out accuracy, right or wrong answer", notes(texts) + stopped, attrs)
+    meaning = "held-out balanced accuracy, right or wrong answer"
+    return Ranked(found, "fold", labels, "balanced accuracy", meaning, notes(texts) + stopped, attrs)
 
 
 iti = partial(rank_by_probe, kind="probe")

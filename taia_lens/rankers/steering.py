@@ -155,5 +155,5 @@ def _scales(sites: tuple[Site, ...], offset: Tensor, made: Mapping[str, Any], se
 
 def _made(model: Loaded, suite: Suite, method: str, texts: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     data = {"suite": suite.name, "sha256": suite.sha256, "texts": texts}
-    who = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype}
+    who = {"model": model.name, "fingerprint": model.fingerprint, "rounded": model.rounded, "dtype": model.dtype}
     return {"method": method, **who, "data": data, "settings": dict(settings)}

@@ -19,7 +19,7 @@ class Texts:
     Attributes:
         ids: Of each text.
         right: Whether its answer is right.
-        row: Which row of the suite it is of; a row has texts of both kinds.
+        row: Which row of the suite it is of, the first one with its prompt; a row has texts of both kinds.
         left_out: How many rows have no wrong answer.
     """
 
@@ -37,6 +37,8 @@ def right_and_wrong(model: Loaded, suite: Suite) -> Texts:
     """
     encoder, n_ctx = Encoder(model.tokenizer, suite), int(model.model.cfg.n_ctx)
     found: list[tuple[tuple[int, ...], bool, int]] = []
+    first: dict[str, int] = {}
+    used = 0
     for number, row in enumerate(suite.rows):
         right, wrong = _answers(row)
         if not wrong:
@@ -48,13 +50,15 @@ def right_and_wrong(model: Loaded, suite: Suite) -> Texts:
         longest = max(map(len, texts))
         if longest > n_ctx:
             raise SuiteError(f"{encoder.where(row)}: {longest} tokens, and the model has {n_ctx} positions; shorten it")
-        found += [(ids, i < len(right), number) for i, ids in enumerate(texts)]
+        # Rows of one prompt stay together: a probe could know the prompt, and with it the answer.
+        group, used = first.setdefault(row.prompt, number), used + 1
+        found += [(ids, i < len(right), group) for i, ids in enumerate(texts)]
     if not found:
         raise SuiteError(
             f"suite {suite.name}: no row has a wrong answer, so a probe would see one class; give rows a contrast, or choices and a label"
         )
     ids, truth, rows = zip(*found, strict=True)
-    return Texts(ids, np.array(truth), np.array(rows), len(suite) - len(set(rows)))
+    return Texts(ids, np.array(truth), np.array(rows), len(suite) - used)
 
 
 def _answers(row: Row) -> tuple[list[str], list[str]]:

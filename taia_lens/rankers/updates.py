@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taia_lens.errors import PairError
 from taia_lens.grafting import Take, notes, takes
 from taia_lens.loaded import Shape
 from taia_lens.pair import Pair
@@ -15,7 +16,11 @@ from taia_lens.weights import weights
 
 
 def update(pair: Pair) -> Ranked:
-    """|tuned - base| / |base| of the weights that a graft of the head takes, in Frobenius norms."""
+    """|tuned - base| / |base| of the weights that a graft of the head takes, in Frobenius norms.
+
+    Raises:
+        PairError: A head of base is all zeros, and tuned's is not.
+    """
     base, tuned = weights(pair.base), {w.name: w.parameter.detach() for w in weights(pair.tuned)}
     host = {w.name: w.parameter.detach() for w in base}
     shape = pair.shape
@@ -25,7 +30,9 @@ def update(pair: Pair) -> Ranked:
         own = [(_slice(host[name], take), _slice(tuned[name], take)) for name, some in takes(recipe, base, shape).items() for take in some]
         size = sum(float((a**2).sum()) for a, _ in own)
         change = sum(float(((b - a) ** 2).sum()) for a, b in own)
-        found[0, layer, head] = (change / size) ** 0.5 if size else np.inf * change if change else 0.0
+        if change and not size:
+            raise PairError(f"head L{layer}.h{head} of base is all zeros, so its update has no relative size; rank by patch or graft")
+        found[0, layer, head] = (change / size) ** 0.5 if change else 0.0
     said = notes(recipe, shape)
     return Ranked(found, "none", ("weights",), "relative norm", "|tuned - base| / |base| of the head's own weights", said)
 

@@ -173,15 +173,22 @@ def _split(train: Suite, validation: Suite | None, seed: int) -> tuple[Suite, Su
     """Rows to fit the direction on, and rows to choose alpha on: both in distribution only."""
     own = _in_distribution(train)
     if validation is not None:
-        return own, _in_distribution(validation)
-    n = round(HELD_OUT * len(own))
-    if not n or n == len(own):
+        judge, known = _in_distribution(validation), {row.prompt for row in own.rows}
+        shared = sum(row.prompt in known for row in judge.rows)
+        if shared:
+            raise SuiteError(
+                f"alpha would be chosen on {shared} prompts of {validation.name} that the direction is fitted on; give other rows"
+            )
+        return own, judge
+    prompts = list(dict.fromkeys(row.prompt for row in own.rows))
+    n = round(HELD_OUT * len(prompts))
+    if not n or n == len(prompts):
         raise SuiteError(
-            f"the suite {train.name} has {len(own)} rows in distribution, and a fifth is held out; give more, or a validation suite"
+            f"the suite {train.name} has {len(prompts)} prompts in distribution, and a fifth is held out; give more, or a validation suite"
         )
-    held = set(np.random.default_rng(seed).choice(len(own), n, replace=False).tolist())
-    fit, judge = (tuple(row for i, row in enumerate(own.rows) if (i in held) == side) for side in (False, True))
-    return replace(own, rows=fit), replace(own, name=f"{own.name} (held out)", rows=judge)
+    held = {prompts[i] for i in np.random.default_rng(seed).choice(len(prompts), n, replace=False)}
+    fit, judge_rows = (tuple(row for row in own.rows if (row.prompt in held) == side) for side in (False, True))
+    return replace(own, rows=fit), replace(own, name=f"{own.name} (held out)", rows=judge_rows)
 
 
 def _in_distribution(suite: Suite) -> Suite:

@@ -78,13 +78,20 @@ def heads_summary(result: xr.Dataset) -> xr.Dataset:
     return xr.merge([xr.Dataset(data, coords), _ranking(result), agreement(result)], compat="no_conflicts").assign_attrs(result.attrs)
 
 
+def _se(result: xr.Dataset) -> xr.DataArray:
+    """Standard error of the scores: over examples or folds, or, where a ranker has one number a seed, over its seeds."""
+    n = result.sizes["seed"]
+    over_seeds = result.score.std("seed", ddof=1) / n**0.5 if n > 1 else result.se.isel(seed=0)
+    return result.se.mean("seed", skipna=False).fillna(over_seeds)
+
+
 def _ranking(result: xr.Dataset) -> xr.Dataset:
     top = result.top.astype(float)
     # A ranker that draws nothing gives one score whatever the seed.
     seeded = (abs(result.score - result.score.isel(seed=0)) > 0).any(("seed", "layer", "head"))
     data = {
         "score": result.score.mean("seed"),
-        "se": result.se.mean("seed"),
+        "se": _se(result),
         "chosen": top.mean("seed"),
         "per_layer": top.sum("head").mean("seed"),
         "seeded": seeded,

@@ -68,7 +68,9 @@ def _against(means: list[np.ndarray], lines: list[str], reference: str, seed: in
     if reference not in lines:
         return {name: np.full(len(lines), np.nan) for name in ("diff", "diff_low", "diff_high", "p")}
     differences = [mean - mean[[lines.index(reference)]] for mean in means]
-    out = paired(np.concatenate(differences, axis=-1), seed)
+    # A fold's mean counts as much as the other's, in the test too: each question is weighted by what it adds to the mean.
+    n = sum(d.shape[-1] for d in differences)
+    out = paired(np.concatenate([d * n / (len(differences) * d.shape[-1]) for d in differences], axis=-1), seed)
     if len(differences) > 1:
         out |= {f"diff{end}": v for end, v in zip(("", "_low", "_high"), _mean_of_two(*differences, seed=seed).values(), strict=True)}
     compared = np.array([line not in ("base", reference) for line in lines])

@@ -53,7 +53,9 @@ def lofit_paper_note(summary: xr.Dataset) -> str:
     """Whose settings these are, and what the numbers are."""
     protocol = summary.attrs["protocol"]
     few = f"; (few): under {FEW}, too few for the intervals to be trusted" if bool((summary.n < FEW).any()) else ""
-    return (
+    folds = summary.attrs["folds"].items()
+    shared = [f"{n} prompts of {name} ({fold}) are in its train too; " for fold, used in folds for name, n in used["in_train_too"].items()]
+    return "".join(shared) + (
         f"settings: {protocol['source']}: step 1 lr {protocol['selecting']['lr']:g}, l1 {protocol['selecting']['l1']:g}; step 2 lr "
         f"{protocol['tuning']['lr']:g}; {protocol['k']} heads; loss {protocol['tuning']['loss']}. [95% interval over questions]{few}; "
         "* told apart from 0 (sign-flip test, false-discovery rate 5%)"

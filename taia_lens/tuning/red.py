@@ -58,6 +58,7 @@ def _made(model: Loaded, data: Data, how: lofit.Settings, found: Trained) -> dic
         "method": "red",
         "model": model.name,
         "fingerprint": model.fingerprint,
+        "rounded": model.rounded,
         "dtype": model.dtype,
         "data": {"name": data.name, "sha256": data.sha256, "texts": len(data.examples)},
         "settings": asdict(how),

@@ -126,6 +126,7 @@ def select(
     meta = common.meta(model, started=started, seed=seed) | {"suites": [common.suite_meta(suite, data)]}
     results.write_run(folder, found, meta, {})
     _show(found, lofit.top_heads(found.norm, min(SHOWN, found.norm.size)))
+    _overlap(found.attrs["data"])
     if as_json:
         print(json.dumps({"run": str(folder), "heads": _records(found)}, indent=1, allow_nan=False))
     print(folder, file=sys.stderr if as_json else sys.stdout)
@@ -140,6 +141,7 @@ def fit(
     k: str = typer.Option("3%", help="How many heads get offsets: 16, or a share of all heads such as 3%."),
     heads: str | None = typer.Option(None, help="The heads themselves, and no selection: L3.h5,L6.h0-2."),
     method: str = typer.Option("lofit", help="lofit: select, then offsets; jola: gains and offsets behind gates in one step."),
+    l0: float = typer.Option(1e-3, help="jola: weight of the number of gates that are open."),
     lr: float | None = typer.Option(None, help="Learning rate of the offsets. Default: the paper's for a model of this size (1e-2)."),
     select_lr: float | None = typer.Option(None, help=SELECT_LR),
     l1: float | None = typer.Option(None, help=L1_HELP),
@@ -182,7 +184,7 @@ def fit(
         chosen: xr.Dataset | None = None
         bar = sys.stderr.isatty()
         if method == "jola":
-            scales = lofit.jola(model, suite, validation=judge, settings=replace(first, l1=0.0), store=cells, progress=bar)
+            scales = lofit.jola(model, suite, l0=l0, validation=judge, settings=replace(first, l1=0.0), store=cells, progress=bar)
         elif named is not None:
             scales = lofit.tune(model, suite, named, validation=judge, settings=second, store=cells, progress=bar)
         else:
@@ -193,7 +195,9 @@ def fit(
     training = scales.made["training"]
     best = training["epochs"][training["best"]]
     sites = ", ".join(map(str, scales.sites[:SHOWN])) + (", ..." if len(scales.sites) > SHOWN else "")
-    print(f"{method}: {scales.numbers:,} trained numbers at {len(scales.sites)} heads: {sites}", file=sys.stderr)
+    numbers = f"{scales.made['trained']:,} numbers trained, {scales.numbers:,} kept"
+    print(f"{method}: {numbers} at {len(scales.sites)} heads: {sites}", file=sys.stderr)
+    _overlap(scales.made["data"])
     print(f"loss {best['loss']:.4f}, validation {best['validation']:.4f} in epoch {training['best'] + 1}, the best", file=sys.stderr)
     print(folder)
     _stopped(training, folder)
@@ -243,6 +247,13 @@ def _records(chosen: xr.Dataset) -> list[dict[str, Any]]:
         for layer in chosen["layer"].values
         for head in chosen["head"].values
     ]
+
+
+def _overlap(data: dict[str, Any]) -> None:
+    if data["in_both"]:
+        print(
+            f"taia-lens: note: {data['in_both']} of {data['validation']} validation texts have a prompt that is trained on", file=sys.stderr
+        )
 
 
 def _stopped(training: dict[str, Any], folder: Path) -> None:

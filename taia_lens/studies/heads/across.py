@@ -63,9 +63,9 @@ def transfer(
     Raises:
         TaiaLensError and its kinds: Something asked for does not exist, or does not fit.
     """
-    if len(tasks) < 2 or not seeds or draws < 0:
+    if len(tasks) < 2 or not seeds or len(set(seeds)) < len(seeds) or draws < 0:
         raise TaiaLensError(
-            f"{len(tasks)} tasks, {len(seeds)} seeds, {draws} draws: write two tasks or more, a seed or more, 0 or more draws"
+            f"{len(tasks)} tasks, {len(seeds)} seeds, {draws} draws: write two tasks or more, a seed or more (each once), 0 or more draws"
         )
     selecting, tuning = selecting or select_settings(model.n_parameters), tuning or tune_settings(model.n_parameters)
     shape = model.shape.n_layers, model.shape.n_heads

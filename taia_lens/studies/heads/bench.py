@@ -13,7 +13,7 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.grafting import notes, resolve_sides
 from taia_lens.loaded import Loaded
-from taia_lens.lofit import Settings, heads_of, how_many, top_heads, tune_settings
+from taia_lens.lofit import Settings, bottom_heads, heads_of, how_many, ties, top_heads, tune_settings
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, check_ranker, rank
 from taia_lens.recipe import Recipe, Side, taia
@@ -185,6 +185,9 @@ def _rankings(
         "head": np.arange(shape[1]),
     }
     notes = [f"{name}: {note}" for name, row in zip(by, found, strict=True) for note in row[0].attrs["notes"]]
+    for name, row in zip(by, found, strict=True):
+        tied = max(ties(r.score, k) for r in row)
+        notes += [f"{name}: {tied} more heads score as much as the last of the top {k}; the lower layers were taken"] if tied else []
     return xr.Dataset(data, coords, {"notes": notes})
 
 
@@ -198,7 +201,7 @@ def _arms(
         for name in rankings.ranker.values.tolist():
             for s in seeds:
                 score = rankings.score.sel(ranker=name, seed=s)
-                arms += [_arm(check, name, end, s, top_heads(sign * score, k)) for end, sign in (("top", 1), ("bottom", -1))]
+                arms += [_arm(check, name, end, s, pick(score, k)) for end, pick in (("top", top_heads), ("bottom", bottom_heads))]
         arms += [_arm(check, "random heads", "draw", i, heads) for i, heads in enumerate(drawn)]
         # A graft of all heads draws nothing.
         arms += [_arm(check, "all heads", "all", s, sites) for s in (seeds if check == "offsets" else (-1,))]
