@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from architectures import D_HEAD, N_HEADS, N_LAYERS, PARTS, make
 from planted_heads import Planted, plant, task
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ from taia_lens.scales import Scales
 from taia_lens.sites import Site
 from taia_lens.store import CellStore, open_store
 from taia_lens.suite import Suite, make_suite
+from taia_lens.weights import live_weights
 
 # Gemma is left out: it norms what attention adds, so that every head of a layer scales every other one's write.
 ARCHITECTURES = ("llama", "gpt2", "neox", "qwen3", "mixtral", "phi3")
@@ -68,7 +70,7 @@ def test_the_heads_that_must_be_rescaled_or_shifted_are_the_top_k(
     assert set(lofit.top_heads(found.norm, K)) == set(planted.heads)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["scale", "shift"])
 def test_with_the_planted_heads_removed_no_head_is_found(
     architecture: str, kind: str, tokenizer: PreTrainedTokenizerBase, suite: Suite
@@ -76,7 +78,7 @@ def test_with_the_planted_heads_removed_no_head_is_found(
     there, gone = (plant(architecture, kind, 0, tokenizer, removed=removed) for removed in (False, True))
     norms = [lofit.select(planted.model, suite, settings=SELECT).norm for planted in (there, gone)]
     least = min(float(norms[0].sel(layer=site.layer, head=site.head)) for site in there.heads)
-    assert float(norms[1].max()) < 0.8 * least  # at the same settings, no head's gains get as far as the planted ones' do
+    assert float(norms[1].max()) < 0.65 * least  # at the same settings, no head's gains get as far as the planted ones' do
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -100,6 +102,43 @@ def test_gated_offsets_solve_it_in_one_step_and_the_gates_can_close(small: Plant
     assert {scales.sites[i] for i in np.argsort(moved)[-K:]} == set(small.heads)
     with pytest.raises(TaiaLensError, match=r"every gate closed; lower l0 \(50\)"):
         lofit.jola(small.model, suite, settings=replace(TUNE, lr=4.0, epochs=1), l0=50.0)
+
+
+def test_another_penalty_on_gates_is_another_training(small: Planted, suite: Suite, tmp_path: Path) -> None:
+    with open_store(tmp_path / "cells.sqlite") as store:
+        found = [lofit.jola(small.model, suite, settings=QUICK, l0=l0, store=store) for l0 in (1e-3, 5.0)]
+    assert found[0].key != found[1].key and found[1].key == lofit.jola(small.model, suite, settings=QUICK, l0=5.0).key
+    assert found[0].made["trained"] == N_LAYERS * N_HEADS * (2 * D_HEAD + 2)
+    with pytest.raises(TaiaLensError, match="l0 is -1; write 0 or more"):
+        lofit.jola(small.model, suite, l0=-1.0)
+
+
+def test_a_head_that_says_nothing_is_not_the_first(tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:
+    silent = plant("neox", "shift", 0, tokenizer)
+    site = next(s for s in lofit.heads_of(silent.model) if s not in silent.heads)
+    for weight in live_weights(silent.model.model):
+        if weight.layer == site.layer and weight.part == "v":
+            weight.parameter.data[site.head * D_HEAD : (site.head + 1) * D_HEAD] = 0.0
+    found = lofit.select(silent.model, suite, settings=QUICK)
+    assert float(found.scale.sel(layer=site.layer, head=site.head)) == 0
+    assert np.isfinite(found.relative).all() and float(found.relative.sel(layer=site.layer, head=site.head)) == 0
+
+
+def test_rows_of_one_prompt_are_held_out_together(small: Planted) -> None:
+    rows = [{"id": str(i), "prompt": f"w50 w{i // 3}", "answer": f" w{20 + i % 3}", "domain": "id"} for i in range(30)]
+    texts = make_texts(small.model, make_suite("thrice", rows), QUICK)
+    for seed in range(5):
+        kept, held = texts.split(0.2, seed)
+        assert len(held.items) == 6 and held.shared(kept) == 0
+    assert texts.shared(texts) == 30
+
+
+def test_the_bottom_heads_are_never_the_top_ones_even_where_all_score_alike() -> None:
+    score = xr.DataArray(np.zeros((3, 4)), dims=("layer", "head"))
+    score[1, 2] = 1.0
+    top, bottom = lofit.top_heads(score, 3), lofit.bottom_heads(score, 3)
+    assert not set(top) & set(bottom) and top[0] == Site("head", 1, 2)
+    assert lofit.ties(score, 3) == 9 and lofit.ties(score, 1) == 0
 
 
 def test_what_select_reports_is_what_it_says(small: Planted, suite: Suite) -> None:
@@ -239,10 +278,8 @@ def test_it_stops_where_validation_no_longer_falls_and_keeps_the_best_epoch(smal
 def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_what_was_good(
     small: Planted, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        TaiaLensError, match=r"the loss became (nan|inf) in epoch 1, batch [23] of \d \(rows r\d+, .*no epoch was finished; lower"
-    ):
-        lofit.select(small.model, suite, settings=replace(QUICK, lr=1e30))
+    with pytest.raises(TaiaLensError, match=r"lr is 1e\+38; write a number above 0, and 1e\+06 at most"):
+        replace(QUICK, lr=1e38)
     good = lofit.select(small.model, suite, settings=replace(QUICK, epochs=4))
     original, calls = losses.Loss.total, []
 
@@ -255,6 +292,13 @@ def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_what_was_good(
     assert found.attrs["training"]["stopped"].startswith("the loss became nan in epoch 3, batch 3 of 5 (rows r")
     assert len(found.loss) == 2 and np.isfinite(found.gain).all()
     np.testing.assert_array_equal(found.validation, good.validation[:2])
+    for bad, message in ((2, r"the loss became nan in epoch 1, batch 2 of 5 \(rows"), (6, "the validation loss became nan after epoch 1;")):
+        calls[:] = [1] * (15 - bad)
+        with pytest.raises(TaiaLensError, match=message + ".*no epoch before it was good; lower the learning rate"):
+            lofit.select(small.model, suite, settings=replace(QUICK, epochs=4))
+    calls[:] = [1] * 3  # the validation of the second epoch
+    found = lofit.select(small.model, suite, settings=replace(QUICK, epochs=4))
+    assert found.attrs["training"]["stopped"] == "the validation loss became nan after epoch 2" and len(found.loss) == 1
 
 
 def test_dpo_learns_from_pairs_against_the_unscaled_model(small: Planted, suite: Suite) -> None:
@@ -312,8 +356,8 @@ def test_a_share_a_number_and_what_is_neither() -> None:
 
 def test_what_cannot_be_learnt_is_refused_in_one_line(small: Planted, suite: Suite) -> None:
     model = small.model
-    bare = make_suite("bare", [{"id": str(i), "prompt": "w1", "answer": " w2", "domain": "id"} for i in range(3)])
-    far = make_suite("far", [{"id": str(i), "prompt": "w1", "answer": " w2", "domain": "ood"} for i in range(3)])
+    bare = make_suite("bare", [{"id": str(i), "prompt": f"w{i}", "answer": " w2", "domain": "id"} for i in range(3)])
+    far = make_suite("far", [{"id": str(i), "prompt": f"w{i}", "answer": " w2", "domain": "ood"} for i in range(3)])
     cases: list[tuple[Callable[[], object], type, str]] = [
         (lambda: lofit.tune(model, suite, [Site("head", 7, 0)]), SiteError, "no head L7.h0: this model has layers 0-2 and heads 0-3"),
         (lambda: lofit.tune(model, suite, [Site("mlp", 1)]), SiteError, "L1.mlp is no head; LoFiT's offsets are at heads: write L1.h0"),
@@ -322,7 +366,7 @@ def test_what_cannot_be_learnt_is_refused_in_one_line(small: Planted, suite: Sui
         (lambda: lofit.fit(model, suite, 99), SiteError, "99 heads were asked for, and this model has 12"),
         (lambda: lofit.select(model, bare, settings=replace(QUICK, loss="dpo")), SuiteError, "dpo needs a wrong answer too; give"),
         (lambda: lofit.select(model, far), SuiteError, "has no row to learn from: 3 out of distribution"),
-        (lambda: lofit.select(model, replace(bare, rows=bare.rows[:1])), SuiteError, "has 1 row to learn from, and one is held out"),
+        (lambda: lofit.select(model, replace(bare, rows=bare.rows[:1])), SuiteError, "has 1 prompt to learn from, and one is held out"),
         (lambda: replace(QUICK, loss="rlhf"), TaiaLensError, "no loss 'rlhf'; there are ce, dpo"),
         (lambda: replace(QUICK, lr=0.0), TaiaLensError, "lr is 0; write a number above 0"),
         (lambda: replace(QUICK, epochs=0), TaiaLensError, "epochs is 0; write 1 or more"),

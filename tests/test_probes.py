@@ -15,7 +15,7 @@ from taia_lens import lofit
 from taia_lens.engine import run_last, scaled
 from taia_lens.errors import SiteError, TaiaLensError
 from taia_lens.loaded import Loaded
-from taia_lens.loading import load_pair
+from taia_lens.loading import load_one, load_pair
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, directions, iti_scales, probes, rank, repe_directions, repe_scales
 from taia_lens.rankers.texts import Texts, right_and_wrong
@@ -62,6 +62,29 @@ def test_shifted_heads_are_found_and_with_shuffled_labels_none_is(kind: str, see
     assert abs(null.mean() - 0.5) < 0.06 and null.max() < 0.7
     # The planted heads without their shift are not found.
     assert accuracy(*drawn(seed, shift=0.0), kind).max() < 0.7
+
+
+@pytest.mark.parametrize("per_row", [(1, 3), (1, 7), (2, 3)])
+@pytest.mark.parametrize("kind", probes.PROBES)
+def test_shifted_heads_are_found_where_most_answers_are_wrong(kind: str, per_row: tuple[int, int]) -> None:
+    """Plain accuracy would be that of calling everything wrong, at every head alike."""
+    for seed in range(5):
+        z, texts = drawn(seed, rows=40, shift=2.0, per_row=per_row)
+        assert first(accuracy(z, texts, kind)) == PLANTED
+        null = accuracy(*drawn(seed, rows=40, shift=0.0, per_row=per_row), kind)
+        assert abs(null.mean() - 0.5) < 0.07 and null.max() < 0.75
+
+
+def test_rows_of_one_prompt_are_one_group(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_one(make("llama", 0), tokenizer=tokenizer)
+    rows = [
+        {"id": str(i), "prompt": f"w50 w{i // 2}", "answer": f" w{i % 2}", "contrast": f" w{3 + i % 2}", "domain": "id"} for i in range(20)
+    ]
+    texts = right_and_wrong(model, make_suite("twice", rows))
+    assert len(set(texts.row.tolist())) == 10 and texts.left_out == 0
+    for train, test in probes.splits(texts.row, 5, 0):
+        prompts = [{texts.ids[i][:2] for i in side} for side in (train, test)]
+        assert not prompts[0] & prompts[1]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -188,7 +211,7 @@ def test_right_and_wrong_answers_of_all_kinds_of_rows(llama: Pair) -> None:
     texts = [model.tokenizer.decode(ids) for ids in found.ids]
     assert [t.split()[-1] for t in texts] == ["w3", "w4", "w6", "w5", "w7", "w6", "w7", "w5", "w6", "w9"]
     assert found.right.tolist() == [True, False, True, False, False, True, True, False, True, False]
-    assert found.row.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert found.row.tolist() == [0, 0, *[1] * 8]  # one prompt is one group
     assert found.left_out == 1
     result = rank("iti", model, make_suite("mixed", rows), options=Options(folds=2))
     assert result.attrs["notes"][0] == "left out: 1 rows that have no wrong answer"

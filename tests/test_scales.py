@@ -21,7 +21,7 @@ from taia_lens.pair import Pair
 from taia_lens.players import players
 from taia_lens.recipe import Ablate, Recipe, Scale
 from taia_lens.recipe_text import parse_recipe
-from taia_lens.scales import Scales, load_scales, save_scales
+from taia_lens.scales import Scales, check_fits, load_scales, save_scales
 from taia_lens.scoring import depends_on, scales_depend_on
 from taia_lens.sites import Site, parse_sites
 from taia_lens.weights import Model, weights
@@ -365,3 +365,15 @@ def test_a_hook_point_that_is_passed_by_fails_the_law(llama: Pair, adapted: Adap
     assert scaled_law(made, scales).holds
     deaf = Pair(made.base, llama.base, made.tokenizer, made.origin, made.differences)
     assert not scaled_law(deaf, scales).holds
+
+
+def test_an_adapter_of_another_model_is_refused_in_another_dtype_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    mine, other = load_one(make("llama", 0), tokenizer=tokenizer), load_one(make("llama", 7), tokenizer=tokenizer)
+    scales = scales_at(*HEADS, fingerprint=mine.fingerprint, rounded=mine.rounded, dtype="float32")
+    half = [load_one(make("llama", seed).to(torch.bfloat16), tokenizer=tokenizer) for seed in (0, 7)]
+    check_fits(scales, mine)
+    check_fits(scales, half[0])  # the same weights, rounded
+    for model in (other, half[1]):
+        with pytest.raises(PairError, match="whose weights are not those of"):
+            check_fits(scales, model)
+        check_fits(scales, model, other_model=True)
