@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from taia_lens import lofit, stats, summaries
-from taia_lens.demo import BASE, FOLDER, demo_suite
+from taia_lens.demo import BASE, FOLDER, TUNED, demo_suite
 from taia_lens.demo.measure import routing_suite
 from taia_lens.demo.world import World, routing_question
 from taia_lens.loaded import Loaded
@@ -43,6 +43,7 @@ RED = Settings(red=True, epochs=EPOCHS, batch_size=BATCH, micro_batch=BATCH)
 BY = ("lofit", "lofit-relative", "lofit-offset", "iti", "patch", "graft", "atp", "update")
 CHECKED = ("lofit", "iti", "patch")
 SHARES = ("3%", "10%")
+ALPHAS = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +73,17 @@ def grafted(out: Path, suite: Suite, seeds: Sequence[int], store: CellStore) -> 
     }
     folders = adapters(out, LORA, "lora", seeds)
     pairs = [load_pair(BASE, folder) for folder in folders]
-    sizes = {name: t.numel() for name, t in load_file(folders[0] / "adapter_model.safetensors").items()}
     for (name, recipe), part in zip(recipes.items(), ("", "self_attn", "mlp"), strict=True):
-        numbers = sum(size for tensor, size in sizes.items() if part in tensor)
-        yield Line(name, numbers, np.stack([scored(pair, recipe, suite, store) for pair in pairs]))
+        yield Line(name, trained(folders[0], part), np.stack([scored(pair, recipe, suite, store) for pair in pairs]))
 
 
-def scored(subject: Pair | Loaded, what: Recipe | Scales | None, suite: Suite, store: CellStore) -> np.ndarray:
-    prepared = [prepare_suite(subject, suite, ("accuracy",), 128)]
+def trained(adapter: Path, part: str) -> int:
+    """How many numbers a LoRA adapter has in the modules whose name holds `part`."""
+    return sum(tensor.numel() for name, tensor in load_file(adapter / "adapter_model.safetensors").items() if part in name)
+
+
+def scored(subject: Pair | Loaded, what: Recipe | Scales | None, suite: Suite, store: CellStore, metric: str = "accuracy") -> np.ndarray:
+    prepared = [prepare_suite(subject, suite, (metric,), 128)]
     with tqdm(disable=True) as bar:
         if isinstance(subject, Pair):
             assert isinstance(what, Recipe)
@@ -107,7 +111,8 @@ def row(line: Line, base: np.ndarray, domains: np.ndarray) -> str:
         gain = mean - base[domains == domain]
         least, most = values.mean(1).min(), values.mean(1).max()
         cells.append(f"{mean.mean():.3f} [{float(low):.3f}, {float(high):.3f}] ({least:.3f}-{most:.3f})")
-        cells.append(f"{gain.mean():+.3f}, p = {float(stats.sign_flip_p(gain, seed=0)):.4f}" if gain.any() else "-")
+        p = float(stats.sign_flip_p(gain, seed=0)) if gain.any() else 1.0
+        cells.append(f"{gain.mean():+.3f} ({'p < .001' if p < 0.001 else f'p = {p:.3f}'})" if gain.any() else "-")
     return f"| {line.name} | {line.numbers:,} | {cells[0]} | {cells[2]} | {cells[3]} |"
 
 
@@ -135,11 +140,11 @@ def truth(out: Path, seeds: Sequence[int], store: CellStore) -> list[str]:
         )  # fmt: skip
         k = found.attrs["k"]
         lines += [replace(line, name=f"{line.name}, {k} heads" if "all heads" not in line.name else line.name) for line in arms_of(found)]
-        swept = [steer(model, train, test, k=k, seed=seed, store=store, progress=True) for seed in seeds]
+        swept = [steer(model, train, test, k=k, seed=seed, alphas=ALPHAS, controls=1, store=store, progress=True) for seed in seeds]
         steered = [s.value.sel(direction="iti", metric="accuracy", alpha=float(s.chosen.sel(direction="iti"))).values for s in swept]
         chosen = ", ".join(f"{float(s.chosen.sel(direction='iti')):g}" for s in swept)
         lines.append(Line(f"ITI, {k} heads, alpha {chosen} (chosen on held-out training rows)", k * 16, np.stack(steered)))
-        text += ["", f"K = {k} ({share}): {' '.join(summaries.heads_sentences(summaries.heads_summary(found)))}"]
+        text += ["", f"K = {k} ({share}):", "", *(f"- {said}" for said in summaries.heads_sentences(summaries.heads_summary(found)))]
     agreement = summaries.heads_summary(ranked)
     unique = {line.name: line for line in lines}
     return [*table(list(unique.values()), base, domains), *text, "", *agreed(agreement, ranked.attrs["k"])]
@@ -160,20 +165,42 @@ def routing(seeds: Sequence[int], store: CellStore) -> list[str]:
     questions = [routing_question(world, "id", "train", rng) for _ in range(512)]
     rows = [{"id": str(i), "prompt": q.prompt, "answer": f" {q.answer}", "domain": "id"} for i, q in enumerate(questions)]
     train, test = make_suite("routing-train", rows), routing_suite(world, 300, 600, rng)
-    domains = np.array([r.domain for r in test.rows])
     model = load_one(BASE)
-    base = scored(model, None, test, store)
-    lines = [Line("base", 0, base[None])]
+    out = [
+        "| method | numbers | domain | says the second's value (right) | says the first's | ranks the second's above the first's |",
+        "|---|---|---|---|---|---|",
+    ]
+    lora = load_pair(BASE, TUNED)
+    taia_recipe = taia(norms="base", embed="base")
+    out += placed("base", 0, [placing(model, None, test, store)], test)
+    out += placed("the demo pair's LoRA r 16", trained(TUNED, ""), [placing(lora, Recipe("tuned"), test, store)], test)
+    out += placed("  its attention only (TAIA)", trained(TUNED, "self_attn"), [placing(lora, taia_recipe, test, store)], test)
     for share in (*SHARES, "100%"):
         found = []
         for seed in seeds:
             settings = [replace(s, seed=seed) for s in (SELECT, TUNE)]
             _, scales = lofit.fit(model, train, share, selecting=settings[0], tuning=settings[1], store=store)
-            found.append(scored(model, scales, test, store))
-        lines.append(Line(f"LoFiT offsets, {share} of the heads", scales.numbers, np.stack(found)))
-    first = np.array([row.contrast for row in test.rows])
-    assert all(first)
-    return table(lines, base, domains)
+            found.append(placing(model, scales, test, store))
+        out += placed(f"LoFiT offsets, {share} of the heads", scales.numbers, found, test)
+    return out
+
+
+def placing(subject: Pair | Loaded, what: Recipe | Scales | None, suite: Suite, store: CellStore) -> np.ndarray:
+    """(what, prompt): says the second's value; says the first's; gives the second's a higher logit than the first's."""
+    turned = [replace(row, answer=row.contrast, contrast=row.answer) for row in suite.rows if row.contrast]
+    first = replace(suite, name="first", rows=tuple(turned))
+    right, other = (scored(subject, what, s, store) for s in (suite, first))
+    return np.stack([right, other, scored(subject, what, suite, store, "logit_diff") > 0])
+
+
+def placed(name: str, numbers: int, found: Sequence[np.ndarray], suite: Suite) -> Iterator[str]:
+    domains, mean = np.array([r.domain for r in suite.rows]), np.mean(found, axis=0)
+    for domain in ("id", "ood"):
+        cells = []
+        for values in mean[:, domains == domain]:
+            low, high = stats.mean_interval(values, seed=0)
+            cells.append(f"{values.mean():.3f} [{float(low):.3f}, {float(high):.3f}]")
+        yield f"| {name} | {numbers:,} | {domain} | {' | '.join(cells)} |"
 
 
 def main() -> None:

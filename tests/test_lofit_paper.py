@@ -124,7 +124,7 @@ def made(fold_sizes: tuple[int, int], base: tuple[float, float], gain: float) ->
     }
     data = {"base": (("metric", "example"), whole), "value": (("arm", "seed", "metric", "example"), value), "numbers": ("arm", [64, 64])}
     source = {"source": "made", "selecting": {"lr": 1, "l1": 0}, "tuning": {"lr": 1, "loss": "dpo"}, "k": 2}
-    return xr.Dataset(data, coords, {"seed": 0, "task": "made", "protocol": source})
+    return xr.Dataset(data, coords, {"seed": 0, "task": "made", "protocol": source, "folds": {}})
 
 
 def test_the_mean_of_folds_is_the_mean_of_their_means() -> None:

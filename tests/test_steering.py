@@ -34,7 +34,7 @@ def rows(name: str, start: int, n: int) -> Suite:
     """Questions with a right and two wrong answers; every third one is out of distribution."""
     made = [
         {
-            "prompt": f"w{i % 50} w{(3 * i) % 50} w{(i + 7) % 50}",
+            "prompt": f"w{i % 50} w{(3 * i) % 50} w{(i + 7 * (i // 50)) % 50}",
             "choices": [f" w{(5 * i) % 19 + 20}", f" w{(7 * i) % 19}", f" w{(11 * i) % 19 + 40}"],
             "label": 0,
             "domain": "id" if i % 3 else "ood",
@@ -135,6 +135,8 @@ def _plain(row: object) -> dict:
 def test_what_is_reported_cannot_be_what_alpha_was_chosen_on(base: Loaded) -> None:
     with pytest.raises(SuiteError, match="alpha would be chosen on the rows of questions, which are reported"):
         steer(base, TRAIN, TEST, validation=replace(TEST, rows=tuple(replace(row, domain="id") for row in TEST.rows)))
+    with pytest.raises(SuiteError, match="alpha would be chosen on 3 prompts of early that the direction is fitted on; give other rows"):
+        steer(base, TRAIN, TEST, validation=rows("early", 1, 4), alphas=(1.0,), controls=0)
     noted = steer(base, TRAIN, rows("again", 0, 3), alphas=(1.0,), controls=0)
     assert noted.attrs["notes"] == ["3 of the test prompts are also among the rows that the direction or alpha came from"]
     assert steer(base, TRAIN, TEST, alphas=(1.0,), controls=0).attrs["notes"] == []
