@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 import textwrap
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from rich.console import Console
 
 import taia_lens as tl
 from taia_lens.cli.patch import print_summary
-from taia_lens.demo import BASE
-from taia_lens.rankers import Options
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -62,36 +59,8 @@ def credited() -> tuple[go.Figure, list[dict]]:
     return tl.layers_figure(summary), tl.tables.layers_records(summary)
 
 
-@cache
-def benched() -> xr.Dataset:
-    """LoFiT against two other rankings on 150 prompts a domain of the truth task; takes minutes."""
-    model, train, test = tl.load_one(BASE), tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(150, seed=0)
-    select, tune = (replace(s, epochs=10, batch_size=16) for s in (tl.lofit.select_settings(1), tl.lofit.tune_settings(1)))
-    options = Options(selecting=select, tuning=tune)
-    return tl.heads_summary(tl.heads(model, train, test, by=("lofit", "iti", "mean-diff"), k="10%", options=options, settings=tune))
-
-
-def heads() -> tuple[go.Figure, list[dict]]:
-    """Each ranking's heads, tuned in the same way."""
-    return tl.heads_figure(benched()), tl.tables.heads_records(benched())
-
-
-def head_maps() -> tuple[go.Figure, list[dict]]:
-    """Each ranking's scores by layer and head."""
-    score = benched().score
-    rows = score.to_dataframe().reset_index()[["ranker", "layer", "head", "score"]].to_dict("records")
-    return tl.plots.head_maps_figure(benched()), rows
-
-
-FIGURES = {
-    "01_quickstart": quickstart,
-    "01_quickstart_layers": layers,
-    "02_compare": compared,
-    "02_layers": credited,
-    "03_heads": heads,
-    "03_heads_maps": head_maps,
-}
-SLOW = ("02_layers", "03_heads", "03_heads_maps")
+FIGURES = {"01_quickstart": quickstart, "01_quickstart_layers": layers, "02_compare": compared, "02_layers": credited}
+SLOW = ("02_layers",)
 
 
 def main_job_text() -> str:
