@@ -149,6 +149,10 @@ def load_scales(folder: str | Path) -> Scales:
         ResultError: There is none, or it is damaged.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ResultError(f"no folder {folder}; give one that 'taia-lens lofit fit' wrote")
+    if (folder / "adapter_config.json").is_file():
+        raise ResultError(f"{folder} is a PEFT adapter and no scales; give it as --tuned, or merge it: taia-lens graft")
     try:
         head = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from taia_lens import results
+from taia_lens.demo import TUNED as DEMO_LORA
 from taia_lens.lofit.losses import Loss
 from taia_lens.scales import load_scales
 from taia_lens.store import open_store
@@ -59,6 +60,18 @@ def test_fit_takes_named_heads_and_the_gated_way(run: Call, tmp_path: Path) -> N
     assert not (tmp_path / "named" / "selection.nc").exists()
     code, _, err = run("lofit", "fit", *SMALL, "--method", "jola", "--no-store", "--out", "gated")
     assert code == 0 and load_scales(tmp_path / "gated").made["method"] == "jola", err
+
+
+def test_every_study_takes_what_fit_wrote_beside_the_demos_base(run: Call, tmp_path: Path) -> None:
+    assert run("lofit", "fit", *SMALL, "--heads", "L3.h1", "--out", "adapter")[0] == 0
+    code, _, err = run("anatomy", "--tuned", "adapter")
+    assert code == 2 and "--tuned was given without --base; give both (demo:base is the demo's)" in err
+    code, _, err = run("anatomy", "--base", "demo:base", "--tuned", "adapter", "--out", "anatomy")
+    assert code == 0 and "attn.o" in err and "|dW|" in err and "inf" not in err.replace("info", ""), err
+    code, _, err = run("heads", "--base", "demo:base", "--tuned", "adapter", "--rank-metric", "foo")
+    assert code == 2 and "no metric 'foo'" in err
+    code, _, err = run("lofit", "apply", str(DEMO_LORA))
+    assert code == 2 and "is a PEFT adapter and no scales; give it as --tuned" in err
 
 
 def test_dpo_from_the_command_line(run: Call, tmp_path: Path) -> None:

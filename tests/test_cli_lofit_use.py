@@ -128,7 +128,7 @@ def test_every_study_takes_the_adapter_as_tuned(run: Run, folders: Path, prompts
     [
         ("apply {a}/foreign --base {m}/base --suite {p}", "were made for a base, whose weights are not those of"),
         ("apply {a}/far --base {m}/base --suite {p}", "name L7.h0, and"),
-        ("apply {a}/nothing --base {m}/base --suite {p}", "it lacks scales.json; give what 'taia-lens lofit fit' wrote"),
+        ("apply {a}/nothing --base {m}/base --suite {p}", "no folder"),
         ("apply {a}/heads --base {m}/other --suite {p}", "whose weights are not those of"),
         ("apply {a}/heads --base {a}/heads --suite {p}", "is an adapter; give a whole model"),
         ("apply {a}/heads --base {m}/base", "give --suite"),

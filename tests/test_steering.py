@@ -86,6 +86,18 @@ def test_repe_is_standard_deviations_along_its_direction_after_the_layers_named(
     assert every.attrs["sites"] == "L0.resid L1.resid"  # of three layers: from 3 // 4 to below 9 // 4
 
 
+def test_the_direction_is_held_against_random_ones_each_as_chosen(base: Loaded) -> None:
+    result = steer(base, TRAIN, TEST, alphas=(2.0, 8.0), metrics=["logprob"], controls=2)
+    summary = summaries.steering_summary(result)
+    values = result.value.sel(metric="logprob").values
+    at = [result.alpha.values.tolist().index(float(alpha)) for alpha in result.chosen.values]
+    wanted = values[0, at[0]] - (values[1, at[1]] + values[2, at[2]]) / 2
+    for i, domain in enumerate(summary.domain.values):
+        assert float(summary.control_diff[i]) == pytest.approx(wanted[result.domain.values == domain].mean())
+    assert tables.steering_note(summary).count("random directions, each as chosen") == summary.sizes["group"]
+    assert "control_diff" not in summaries.steering_summary(steer(base, TRAIN, TEST, alphas=(2.0,), controls=0))
+
+
 def test_random_directions_are_as_long_as_the_fitted_one_at_every_site() -> None:
     sites = (Site("head", 0, 1), Site("head", 2, 3))
     unit = Scales(sites, torch.zeros(2, 8), torch.stack([torch.full((8,), 0.5), torch.zeros(8)]))
@@ -279,7 +291,7 @@ def test_the_command_prints_every_strength_and_leaves_a_run_folder(run: Run, fil
         ([], "your own model needs --train FILE.jsonl"),
         (["--alphas", "a"], "cannot read --alphas 'a'"),
         (["--heads", "L1.mlp"], "L1.mlp is no head; write L3.h5"),
-        (["--scales", "nowhere"], "no scales in nowhere"),
+        (["--scales", "nowhere"], "no folder nowhere"),
         (["--method", "caa"], "no method 'caa'"),
         (["--layer", "x"], "cannot read the layer 'x'"),
     ],

@@ -499,7 +499,11 @@ def test_red_on_the_command_line_says_how_many_numbers_it_trained(
     options = ["--base", str(bases("llama")), "--data", str(lesson), "--batch-size", "8"]
     for flags, out in ((["--method", "red"], "one"), (["--red"], "two")):
         code, printed, err = run("tune", *options, *flags, "--out", out)
-        assert (code, printed) == (0, f"{out}\n") and "192 parameters by RED" in err and "1 passes, lr 0.008" in err, err
+        assert (
+            (code, printed) == (0, f"{out}\n")
+            and "192 parameters by RED" in err
+            and "1 passes (mean over each, as it went), lr 0.008" in err
+        ), err
     record = json.loads((tmp_path / "one" / "tuning.json").read_text())
     assert record["settings"]["method"] == "red" and record["settings"]["lr"] == 8e-3
     assert (tmp_path / "one/scales.safetensors").read_bytes() == (tmp_path / "two/scales.safetensors").read_bytes()

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from taia_lens.store import CellStore
 
 
+DEMO_BASE = "demo:base"
+
+
+def model_source(asked: str | None) -> str | Path:
+    """The model asked for; `demo:base`, or nothing, is the demo's base."""
+    from taia_lens.demo import BASE
+
+    return BASE if asked in (None, DEMO_BASE) else str(asked)
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """The options that say which two models, and how to load them."""
@@ -42,17 +52,22 @@ class PairOptions:
         """Raise where only one side is named."""
         if (self.base is None) != (self.tuned is None):
             named, missing = ("--base", "--tuned") if self.tuned is None else ("--tuned", "--base")
-            raise PairError(f"{named} was given without {missing}; give both, or neither for the demo pair")
+            raise PairError(f"{named} was given without {missing}; give both ({DEMO_BASE} is the demo's), or neither for the demo pair")
+
+    @property
+    def demo(self) -> bool:
+        """Whether the demo's base is meant, whose suites are at hand."""
+        return self.base in (None, DEMO_BASE)
 
     def load(self, *, checked: bool = True) -> Pair:
         """Load the pair; with `checked=False`, a law that fails is reported and does not raise."""
-        from taia_lens.demo import BASE, TUNED
+        from taia_lens.demo import TUNED
         from taia_lens.loading import inspect_pair, load_pair
 
         quiet()
         function = load_pair if checked else inspect_pair
         pair = function(
-            self.base or BASE,
+            model_source(self.base),
             self.tuned or TUNED,
             device=self.device,
             dtype=self.dtype,
@@ -74,14 +89,18 @@ class ModelOptions:
     allow_pickle: bool
     trust_remote_code: bool
 
+    @property
+    def demo(self) -> bool:
+        """Whether the demo's base is meant, whose suites are at hand."""
+        return self.base in (None, DEMO_BASE)
+
     def load(self) -> Loaded:
         """Load the model; the demo's base where none is named."""
-        from taia_lens.demo import BASE
         from taia_lens.loading import load_one
 
         quiet()
         model = load_one(
-            self.base or BASE,
+            model_source(self.base),
             device=self.device,
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
@@ -97,7 +116,7 @@ def read_suite(asked: str | None, options: PairOptions | ModelOptions) -> Suite:
     from taia_lens.demo import demo_suite
 
     if asked is None:
-        if options.base is not None:
+        if not options.demo:
             raise SuiteError("your own pair needs prompts: give --suite FILE.jsonl (rows with prompt, answer and domain)")
         return demo_suite()
     if asked.startswith("demo:"):
@@ -260,9 +279,9 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-BASE_HELP = "The base model: a local folder or a Hub id. Default: the demo pair."
+BASE_HELP = "The base model: a local folder or a Hub id, or demo:base. Default: the demo pair."
 TUNED_HELP = "Its fine-tuned version: a folder, a Hub id, a PEFT LoRA adapter, or what 'taia-lens lofit fit' wrote."
-MODEL_HELP = "The model: a local folder or a Hub id. Default: the demo's base."
+MODEL_HELP = "The model: a local folder or a Hub id. Default: the demo's base (demo:base)."
 OTHER_MODEL_HELP = "Accept an adapter that was made for another model of this shape."
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."
 DTYPE_HELP = "auto keeps the checkpoint's own; float32, bfloat16, float16, float64."

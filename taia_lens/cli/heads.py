@@ -135,7 +135,7 @@ def heads(
 
 def one_of(asked: str | None, what: str, default: str, options: common.PairOptions) -> Suite:
     """The suite of an option; the demo's where the demo's base is used and none is named."""
-    if asked is None and options.base is not None:
+    if asked is None and not options.demo:
         raise SuiteError(f"your own model needs rows to learn from: give --{what} FILE.jsonl (rows with prompt, answer and domain)")
     return common.one_suite(asked or default, options)
 

@@ -31,7 +31,7 @@ def steer(
     k: str = typer.Option("3%", "--k", help="iti: how many heads, 16 or 3%, those that a probe reads best."),
     heads: str | None = typer.Option(None, help="iti: these heads instead: L3.h5,L4.h0-2."),
     layer: str | None = typer.Option(None, help="repe: after which layers: 12, 8-15, 0,3,8-9, or all. Default: the middle half."),
-    alphas: str = typer.Option("0,1,2,5,10,15,20", help="Strengths, in standard deviations along the direction."),
+    alphas: str | None = typer.Option(None, help="In standard deviations along the direction. Default: up to 30 (iti), to 5 (repe)."),
     scales: list[str] | None = typer.Option(None, help="DIR or NAME=DIR: what LoFiT (or RED) learnt, on the same prompts; several times."),
     controls: int = typer.Option(3, min=0, help="How many random directions of the same length."),
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
@@ -60,7 +60,7 @@ def steer(
     options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
     asked = _asked(base, train, suite)
     suites, fit = common.read_suites(asked[1:], options, limit=limit, seed=seed), common.one_suite(asked[0], options)
-    strengths, sites = common.numbers(alphas, "alphas"), None if heads is None else _heads(heads)
+    strengths, sites = None if alphas is None else common.numbers(alphas, "alphas"), None if heads is None else _heads(heads)
     if layer not in (None, "all"):
         parse_span(str(layer), "layer")
     folder = common.run_folder(out, "steer")
@@ -94,7 +94,7 @@ def steer(
 
 def _asked(base: str | None, train: str | None, suite: list[str] | None) -> list[str]:
     """What to fit on, then the prompts; the demo's truth task where the demo's base is steered and none is named."""
-    if base is not None and (train is None or not suite):
+    if base not in (None, common.DEMO_BASE) and (train is None or not suite):
         raise SuiteError("your own model needs --train FILE.jsonl (rows with right and wrong answers) and --suite FILE.jsonl")
     return [train or "demo:truth-train", *(suite or ["demo:truth"])]
 

@@ -92,7 +92,7 @@ def _summary(record: dict[str, Any]) -> list[str]:
     tensors = ", ".join(f"{count} of {component}" for component, count in trained["tensors"].items())
     lora = f"by LoRA (r {settings['r']}, alpha {settings['alpha']})"
     how = {"lora": lora, "full": "in full", "red": "by RED (a gain and an offset on each FFN output)"}[settings["method"]]
-    unit = "passes" if settings["red"] else "steps"
+    unit = "passes (mean over each, as it went)" if settings["red"] else "steps"
     left_out = [f"left out: {n} rows {reason}" for reason, n in data["left_out"].items()]
     return [
         f"data     {data['form']}: {data['read']} rows read, {data['used']} texts used, loss on {data['labels']} tokens",

@@ -33,7 +33,7 @@ def steering_figure(summary: xr.Dataset) -> go.Figure:
         down = "" if int(group.better) > 0 else ", smaller is better"
         figure.update_yaxes(title_text=f"{group.metric.item()} ({group.unit.item()}{down})", row=1, col=col)
     figure.update_xaxes(title_text="alpha (standard deviations)")
-    note = "bars and bands: 95% intervals; star: alpha chosen on other rows; grey: random directions of the same length"
+    note = "bars, and bands of further scales: 95% intervals; star: alpha chosen on other rows; grey: random directions"
     title = f"Steering {html.escape(str(summary.attrs['model']).rstrip('/').rpartition('/')[2])}<br><sup>{note}</sup>"
     figure.update_layout(
         template="simple_white",

@@ -44,7 +44,7 @@ def transfer_figure(summary: xr.Dataset) -> go.Figure:
 def _add_matrix(figure: go.Figure, summary: xr.Dataset, share: float) -> None:
     cells = summary.transpose("row", "group", ...)
     difference = np.nan_to_num(cells["diff"].values) * cells.better.values  # blue is worse, whatever the metric
-    limit = max(float(np.abs(difference).max()), 1e-12)
+    limit = max(float(np.abs(difference).max()), 1e-3)
     columns = [_column(summary.isel(group=i)) for i in range(summary.sizes["group"])]
     text = [[_cell(cells.isel(row=i, group=j)) for j in range(len(columns))] for i in range(cells.sizes["row"])]
     figure.add_heatmap(

@@ -31,7 +31,8 @@ from taia_lens.suite import Suite
 METHODS = {"iti": "probe", "iti-mass-mean": "mass-mean", "repe": "pca", "repe-mean": "mean"}
 """What steers, and the kind of direction that it is fitted with."""
 
-ALPHAS = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0)
+# In standard deviations along the direction: at a few heads many are needed (the paper's 15 and 20), in the whole stream few.
+ALPHAS = {"iti": (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0), "repe": (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)}
 HELD_OUT = 0.2  # of the training rows, to choose alpha on, as in ITI's code
 
 
@@ -45,7 +46,7 @@ def steer(
     k: str | float | int = "3%",
     heads: Sequence[Site] | None = None,
     layers: str | int | Sequence[int] | None = None,
-    alphas: Sequence[float] = ALPHAS,
+    alphas: Sequence[float] | None = None,
     arms: Mapping[str, Scales] | None = None,
     controls: int = 3,
     folds: int = 5,
@@ -67,7 +68,8 @@ def steer(
         k: ITI: how many heads, `16` or `3%`, those whose probe is most accurate on rows held out.
         heads: ITI: these heads instead.
         layers: RepE: after which layers; the middle half where None.
-        alphas: Strengths, in standard deviations of the activations along the direction; 0, the model itself, is always there.
+        alphas: Strengths, in standard deviations of the activations along the direction; 0, the model itself, is always there;
+            None for up to 30 at heads, and up to 5 in the residual stream.
         arms: Further scales on the same prompts, by name: what LoFiT learnt.
         controls: How many random directions of the same length, at the same sites.
         folds: Of the training rows, for the probes' accuracy.
@@ -86,7 +88,7 @@ def steer(
         TaiaLensError and its kinds: Something asked for does not exist, or does not fit.
     """
     _check(method, heads, layers, controls, arms or {})
-    strengths = _strengths(alphas)
+    strengths = _strengths(ALPHAS[method.partition("-")[0]] if alphas is None else alphas)
     chosen_suites = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     fitted_on, judged_on = _split(train, validation, seed)
     _check_apart(judged_on, chosen_suites)
@@ -163,7 +165,7 @@ def _check(method: str, heads: Sequence[Site] | None, layers: object, controls: 
 def _strengths(alphas: Sequence[float]) -> tuple[float, ...]:
     found = sorted({0.0, *(float(a) for a in alphas)})
     if not all(np.isfinite(found)):
-        raise TaiaLensError(f"alpha must be a number, found {', '.join(map(str, alphas))}")
+        raise TaiaLensError(f"alpha must be a number, found {', '.join(map(str, alphas))}; write numbers with commas between: 1,5,15")
     if len(found) < 2:
         raise TaiaLensError("no alpha but 0, which is the model itself; write some: 1, 5, 15")
     return tuple(found)

@@ -20,7 +20,9 @@ def steering_summary(result: xr.Dataset) -> xr.Dataset:
     Returns:
         By (group, direction, alpha): `value`, `low`, `high` (95%), and `diff`, `diff_low`, `diff_high`, `p`, `q`, the paired
         difference to alpha 0, the model itself. By (group, arm), where there are further scales, the same under `arm_...`, and
-        `over`, `over_low`, `over_high`, `over_p`, `over_q`: the arm less the fitted direction at the alpha that was chosen. q is p
+        `over`, `over_low`, `over_high`, `over_p`, `over_q`: the arm less the fitted direction at the alpha that was chosen. By
+        group, where there are random directions, the same under `control_...`: the fitted direction less their mean, all at the
+        alpha that was chosen for each. q is p
         after Benjamini-Hochberg over all cells of its kind. `chosen`, `validation` (direction): the alpha, and the mean by which it was.
     """
     seed = int(result.attrs["seed"])
@@ -34,6 +36,9 @@ def steering_summary(result: xr.Dataset) -> xr.Dataset:
         at = result.alpha.values.tolist().index(float(result.chosen.values[0]))
         others = [result.arm_value.sel(metric=g.metric).isel(example=g.examples).values for g in found]
         data |= _arms([(other, cell[0, zero], cell[0, at]) for other, cell in zip(others, cells, strict=True)], seed)
+    if result.sizes["direction"] > 1:
+        at = [result.alpha.values.tolist().index(float(alpha)) for alpha in result.chosen.values]
+        data |= _against_controls([np.stack([c[i, j] for i, j in enumerate(at)]) for c in cells], seed)
     means = result.validated.mean("row").sel(alpha=result.chosen)
     coords = group_coords(found, result) | {"direction": result.direction.values, "alpha": result.alpha.values}
     coords |= {"arm": result.arm.values} if "arm_value" in result else {}
@@ -51,6 +56,13 @@ def _arms(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray]], seed: int) -> 
     for name in ("arm_", "over_"):
         data[f"{name}q"] = (data[f"{name}p"][0], stats.adjust(data[f"{name}p"][1]))
     return data
+
+
+def _against_controls(cells: list[np.ndarray], seed: int) -> dict[str, tuple]:
+    """Of each group, as chosen: the fitted direction less the mean of the random ones, by example."""
+    parts = [{f"control_{k}": v for k, v in paired((c[0] - c[1:].mean(0))[None], seed).items()} for c in cells]
+    data = {name: ("group", np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    return data | {"control_q": ("group", stats.adjust(data["control_p"][1]))}
 
 
 def _stacked(parts: list[dict[str, np.ndarray]], dims: tuple[str, ...]) -> dict[str, tuple]:

@@ -52,7 +52,7 @@ def _by_kind(components: Sequence[xr.Dataset]) -> Table:
 
 def _row(part: xr.Dataset) -> list[str]:
     means = {str(name): float(part[name].mean()) for name in part.data_vars}
-    numbers = [f"{means['ratio']:.2g}"]
+    numbers = [f"{means['ratio']:.2g}" if math.isfinite(means["ratio"]) else f"|dW| {means['update_norm']:.2g}"]
     if math.isnan(means["effective_rank"]):
         numbers += [""] * 4  # vectors have no rank
     else:
@@ -81,7 +81,8 @@ def _cell(weights: xr.Dataset) -> str:
     if not weights.sizes["weight"]:
         return ""
     ratio, rank = float(weights.ratio.mean()), float(weights.effective_rank.mean())
-    return f"{ratio:.3g}" + ("" if math.isnan(rank) else f" ({rank:.1f})")
+    size = f"{ratio:.3g}" if math.isfinite(ratio) else f"|dW| {float(weights.update_norm.mean()):.3g}"  # base has none of it
+    return size + ("" if math.isnan(rank) else f" ({rank:.1f})")
 
 
 def anatomy_records(result: xr.Dataset) -> list[dict[str, Any]]:

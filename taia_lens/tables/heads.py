@@ -44,7 +44,7 @@ def _tops(summary: xr.Dataset) -> Table:
     )
     table.add_column("ranker", no_wrap=True)
     table.add_column("heads, best first" if seeds == 1 else "heads, most often chosen first")
-    table.add_column("score", no_wrap=True)
+    table.add_column("scored by", no_wrap=True)
     for name in summary.ranker.values.tolist():
         sites = top_sites(summary, name)
         shown = [site if seeds == 1 else f"{site} {round(share * seeds)}/{seeds}" for site, share, _ in sites[:SHOWN]]

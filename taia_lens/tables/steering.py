@@ -60,7 +60,16 @@ def steering_note(summary: xr.Dataset) -> str:
         "the prompts above; alpha is in standard deviations along the direction"
     )
     random = f"; random directions of the same length chose {', '.join(controls)}" if controls else ""
-    return f"{text}{random}. * told apart from 0 (sign-flip test, false-discovery rate 5%)"
+    unmoved = f"; alpha 0 is the model itself: no strength of {method} was better there" if chosen[method] == 0 else ""
+    lines = [f"{text}{unmoved}{random}. * told apart from 0 (sign-flip test, false-discovery rate 5%)"]
+    return "\n".join([*lines, *(_verdict(summary.isel(group=i), method) for i in range(summary.sizes["group"]) if controls)])
+
+
+def _verdict(group: xr.Dataset, method: str) -> str:
+    """Whether the direction does more than random ones, all as chosen."""
+    gain, told = float(group.control_diff) * float(group.better), float(group.control_q) <= 0.05
+    word = ("better than" if gain > 0 else "worse than") if told else "not told apart from"
+    return f"{title_of(group)}: {method} is {word} random directions, each as chosen ({_difference(group, 'control_diff', 'control_q')})"
 
 
 def steering_records(summary: xr.Dataset) -> list[dict[str, Any]]:

@@ -91,10 +91,10 @@ def paper(
 
 
 def _whole(text: str, what: str) -> tuple[int, ...]:
-    found = common.numbers(text, what)
-    if not found or any(n != int(n) or n < 0 for n in found):
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or not all(part.isascii() and part.isdigit() for part in found):
         raise TaiaLensError(f"cannot read --{what} {text!r}; write whole numbers from 0 with commas between: 0,1")
-    return tuple(int(n) for n in found)
+    return tuple(map(int, found))
 
 
 def _report(folder: Path, outcome: Outcome, meta: dict[str, Any], as_json: bool) -> None:

@@ -58,7 +58,7 @@ class Asked:
 
     def suites(self) -> tuple[Suite, Suite | None]:
         """What to learn, and what judges; read before any model is loaded."""
-        data = self.data or ("demo:truth-train" if self.options.base is None else None)
+        data = self.data or ("demo:truth-train" if self.options.demo else None)
         if data is None:
             raise TaiaLensError("your own model needs something to learn: give --data FILE.jsonl (rows with prompt, answer and domain)")
         suite = common.one_suite(data, self.options)

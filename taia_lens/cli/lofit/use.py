@@ -52,7 +52,7 @@ def apply(
     """
     started = time.time()
     options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
-    asked = suite or (["demo:truth"] if base is None else None)
+    asked = suite or (["demo:truth"] if options.demo else None)
     suites = common.read_suites(asked, options, limit=limit, seed=seed)
     metrics = None if metric is None else common.names(metric, "metric")
     folder = common.run_folder(out, "lofit-apply")
@@ -103,14 +103,13 @@ def export(
 
     check_out(out)
     with common.status("reading, folding and verifying"):
-        from taia_lens.demo import BASE
         from taia_lens.export.scales import export_scales
 
         common.quiet()
         gc.freeze()
         gc.enable()
         made = export_scales(
-            base or BASE,
+            common.model_source(base),
             adapter,
             out,
             verified=not no_verify,

@@ -16,6 +16,7 @@ from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, bottom_heads, heads_of, how_many, ties, top_heads, tune_settings
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, check_ranker, rank
+from taia_lens.rankers.options import metric_of
 from taia_lens.recipe import Recipe, Side, taia
 from taia_lens.scoring import check_grafts, check_suites, metrics_of, model_attrs, pair_attrs, prepare_suite
 from taia_lens.sites import Site
@@ -87,6 +88,7 @@ def heads(
     sites = heads_of(base)
     number = how_many(k, len(sites))
     _check(subject, by, seeds, draws)
+    metric_of(options or Options(), train.task.kind)
     checks = _checks(subject, check, sites)
     sides = resolve_sides(subject, norms, embed) if isinstance(subject, Pair) else None
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
@@ -125,7 +127,7 @@ def _check(subject: Pair | Loaded, by: Sequence[str], seeds: Sequence[int], draw
 def _checks(subject: Pair | Loaded, asked: Sequence[str] | None, sites: Sequence[Site]) -> tuple[str, ...]:
     for name in asked or ():
         if name not in CHECKS:
-            raise TaiaLensError(f"no check {name!r}; there are {', '.join(CHECKS)}")
+            raise TaiaLensError(f"no check {name!r}; there are {', '.join(CHECKS)}, none")
     if not isinstance(subject, Pair):
         if "graft" in (asked or ()):
             raise TaiaLensError(
