@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
-from taia_lens.loaded import HARMLESS, Loaded, Shape, architecture, config, fingerprint
+from taia_lens.loaded import HARMLESS, Loaded, Shape, architecture, config
 from taia_lens.recipe import Side
 from taia_lens.weights import Model, Weight, stored_buffers, weights
 
@@ -86,7 +86,15 @@ class Pair:
 
     def loaded(self, side: Side) -> Loaded:
         """One side by itself, unedited."""
-        return Loaded(self.side(side), self.tokenizer, self.origin.base if side == "base" else self.origin.tuned)
+        return self._sides[side]
+
+    @cached_property
+    def _sides(self) -> dict[Side, Loaded]:
+        # Kept, since each hashes its weights once: on a large model that takes as long as loading it.
+        return {
+            "base": Loaded(self.base, self.tokenizer, self.origin.base),
+            "tuned": Loaded(self.tuned, self.tokenizer, self.origin.tuned),
+        }
 
     @property
     def shape(self) -> Shape:
@@ -99,7 +107,7 @@ class Pair:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """A content hash of each side's weights and hyper-parameters."""
-        return {side: fingerprint(self.side(side)) for side in ("base", "tuned")}
+        return {side: loaded.fingerprint for side, loaded in self._sides.items()}
 
     def __repr__(self) -> str:
         s, o = self.shape, self.origin

@@ -79,6 +79,15 @@ def suite_coords(suites: Sequence[Suite], metrics: Sequence[tuple[str, ...]]) ->
     return tuple(dict.fromkeys(name for names in metrics for name in names)), coords
 
 
+def metric_coords(names: Sequence[str]) -> dict[str, Any]:
+    """The coords of a `metric` dim: each one's name, its unit, and which way is better."""
+    return {
+        "metric": list(names),
+        "unit": ("metric", [METRICS[name].unit for name in names]),
+        "better": ("metric", [METRICS[name].better for name in names]),
+    }
+
+
 def spread(names: Sequence[str], metrics: Sequence[tuple[str, ...]], values: Sequence[np.ndarray]) -> np.ndarray:
     """Values (metric, example) of several suites as one array over all metrics and examples; NaN where a metric does not apply."""
     out = np.full((len(names), sum(v.shape[1] for v in values)), np.nan)

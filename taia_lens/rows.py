@@ -113,7 +113,7 @@ def read_row(where: str, record: Any, default_id: str, task: Task) -> Row:
     if record.get("domain") not in DOMAINS:
         raise SuiteError(
             f"{where}: the domain is {record.get('domain')!r}; write 'id' (in distribution) or 'ood' (out of distribution), "
-            f"or say it for the whole file: --suite id=FILE"
+            f"or say it for the whole file: id=FILE"
         )
     contrast = _text(where, record, "contrast") if record.get("contrast") is not None else None
     choices, answer = _answer(where, record, task)

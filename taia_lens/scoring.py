@@ -204,6 +204,11 @@ def model_attrs(model: Loaded) -> dict[str, object]:
     return {"model": model.name, "dtype": model.dtype, "device": str(model.device), "fingerprint": model.fingerprint}
 
 
+def suites_attr(prepared: Sequence[Prepared]) -> dict[str, dict[str, Any]]:
+    """What a result keeps of its suites, by name."""
+    return {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
+
+
 def pair_attrs(pair: Pair) -> dict[str, object]:
     """What a result keeps of the pair it came from."""
     origin = pair.origin

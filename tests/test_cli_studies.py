@@ -134,7 +134,7 @@ def test_a_suite_whose_rows_say_no_domain_says_how_to_say_it(run: Run, models: l
     path.write_text(json.dumps({"prompt": "w1 w2", "answer": " w3"}))
     command = ["compare", "--seeds", "0", *SIDES, *models[:4], *store, "--suite"]
     code, _, err = run(*command, str(path))
-    assert code == 2 and "line 1: the domain is None" in err and "--suite id=FILE" in err
+    assert code == 2 and "line 1: the domain is None" in err and "id=FILE" in err
     code, _, err = run(*command, f"ood={path}")
     assert code == 0, err
 

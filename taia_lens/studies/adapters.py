@@ -11,9 +11,8 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
-from taia_lens.metric_names import METRICS
 from taia_lens.scales import Scales, check_fits
-from taia_lens.scoring import Prepared, Scores, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
+from taia_lens.scoring import Prepared, Scores, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
 
@@ -86,11 +85,9 @@ def _dataset(prepared: Sequence[Prepared], methods: Mapping[str, Scales | None],
         texts = [[t for p, s in zip(prepared, row, strict=True) for t in (s.transcripts or ("",) * len(p.suite))] for row in found]
         data["transcript"] = (("model", "example"), np.array(texts, dtype=object))
     coords |= {
-        "metric": list(names),
-        "unit": ("metric", [METRICS[name].unit for name in names]),
-        "better": ("metric", [METRICS[name].better for name in names]),
+        **results.metric_coords(names),
         "model": list(methods),
         "sites": ("model", ["" if scales is None else " ".join(map(str, scales.sites)) for scales in methods.values()]),
     }
-    suites = {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
-    return xr.Dataset(data, coords, {"suites": suites})
+    used = suites_attr(prepared)
+    return xr.Dataset(data, coords, {"suites": used})

@@ -18,10 +18,9 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.errors import PairError, RecipeError, TaiaLensError
 from taia_lens.grafting import notes, resolve_sides, takes
-from taia_lens.metric_names import METRICS
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Recipe, Side, taia, taif
-from taia_lens.scoring import Prepared, Scores, check_grafts, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe
+from taia_lens.scoring import Prepared, Scores, check_grafts, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe, suites_attr
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
 from taia_lens.weights import weights
@@ -206,9 +205,7 @@ def _dataset(prepared: list[Prepared], grid: list[Entry], found: list[list[Score
     names, examples = results.suite_coords([p.suite for p in prepared], [p.metrics for p in prepared])
     value = np.stack([results.spread(names, [p.metrics for p in prepared], [s.values for s in scores]) for scores in found], axis=1)
     coords = examples | {
-        "metric": list(names),
-        "unit": ("metric", [METRICS[name].unit for name in names]),
-        "better": ("metric", [METRICS[name].better for name in names]),
+        **results.metric_coords(names),
         "recipe": [entry.name for entry in grid],
         "role": ("recipe", [entry.role for entry in grid]),
         "text": ("recipe", [str(entry.recipe) for entry in grid]),
@@ -217,5 +214,5 @@ def _dataset(prepared: list[Prepared], grid: list[Entry], found: list[list[Score
     if any(scores.transcripts for row in found for scores in row):
         texts = [[t for p, s in zip(prepared, row, strict=True) for t in (s.transcripts or ("",) * len(p.suite))] for row in found]
         data["transcript"] = (("recipe", "example"), np.array(texts, dtype=object))
-    suites = {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
-    return xr.Dataset(data, coords, attrs | {"suites": suites, "versions": results.versions()})
+    used = suites_attr(prepared)
+    return xr.Dataset(data, coords, attrs | {"suites": used, "versions": results.versions()})

@@ -17,11 +17,10 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.grafting import notes
-from taia_lens.metric_names import METRICS
 from taia_lens.pair import Pair
 from taia_lens.players import Player, Players, players
 from taia_lens.recipe import Recipe
-from taia_lens.scoring import Prepared, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe
+from taia_lens.scoring import Prepared, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe, suites_attr
 from taia_lens.sites import select
 from taia_lens.store import CellStore
 from taia_lens.suite import DOMAINS, Suite
@@ -122,17 +121,14 @@ def layers(
         board = Board(pair, prepared, names, store, bar)
         data = _views(board, game, chosen_views, sampling, coords)
     labels: dict = coords | {
-        "metric": list(names),
-        "unit": ("metric", [METRICS[name].unit for name in names]),
-        "better": ("metric", [METRICS[name].better for name in names]),
+        **results.metric_coords(names),
         "layer": list(game.layers),
         "part": list(game.units),
     }
     attrs = pair_attrs(pair) | {"study": "layers", "players": unit, "rest": int(game.rest), "batch_size": batch_size, "seed": seed}
     attrs |= {"notes": list(notes(game.coalition(game.active, rest=False), pair.shape))}
     attrs |= {"permutation_seed": sampling.seed, "evaluations": len(board.known), "versions": results.versions()}
-    suites_attr = {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
-    return xr.Dataset(data, labels, attrs | {"suites": suites_attr})
+    return xr.Dataset(data, labels, attrs | {"suites": suites_attr(prepared)})
 
 
 def _check_views(views: Sequence[str] | None, unit: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from taia_lens.lofit import heads_of, how_many, top_heads
 from taia_lens.metric_names import METRICS
 from taia_lens.rankers import Options, directions, iti_scales, repe_directions, repe_scales
 from taia_lens.scales import Scales, check_fits
-from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
+from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
 from taia_lens.sites import Site, select
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
@@ -133,9 +133,7 @@ def _dataset(found: _Found, strengths: Sequence[float], tests: Sequence[Prepared
         "numbers": ("direction", [found.numbers[name] for name in found.swept]),
     }
     labels: dict[str, Any] = coords | {
-        "metric": list(names),
-        "unit": ("metric", [METRICS[name].unit for name in names]),
-        "better": ("metric", [METRICS[name].better for name in names]),
+        **results.metric_coords(names),
         "direction": list(found.swept),
         "alpha": list(strengths),
         "row": [row.id for row in judge.suite.rows],
@@ -279,6 +277,6 @@ def _attrs(
         "chosen_by": metric,
         "fitted_on": _rows(fitted_on),
         "validated_on": _rows(judged_on) | {"held_out_of_train": held_out},
-        "suites": {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in tests},
+        "suites": suites_attr(tests),
         "notes": notes,
     }

@@ -13,10 +13,10 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, heads_of, how_many, select, select_settings, top_heads, tune_settings
-from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales
+from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
-from taia_lens.studies.heads.arms import Arm, Bench, draw_heads, kept, mask_of, metric_coords, overlap_notes, spread_scores, suites_attr
+from taia_lens.studies.heads.arms import Arm, Bench, draw_heads, kept, mask_of, overlap_notes, spread_scores
 from taia_lens.suite import Suite
 
 Task = tuple[Suite, Suite | Sequence[Suite]]
@@ -137,4 +137,4 @@ def _examples(prepared: Mapping[str, Sequence[Prepared]]) -> tuple[tuple[str, ..
 def _coords(prepared: Mapping[str, Sequence[Prepared]]) -> dict:
     names, examples = _examples(prepared)
     tuned_on = [name for name, found in prepared.items() for p in found for _ in range(len(p.suite))]
-    return examples | metric_coords(names) | {"tuned_on": ("example", tuned_on)}
+    return examples | results.metric_coords(names) | {"tuned_on": ("example", tuned_on)}

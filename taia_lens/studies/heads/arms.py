@@ -18,7 +18,6 @@ from taia_lens import results
 from taia_lens.grafting import takes
 from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, tune
-from taia_lens.metric_names import METRICS
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Recipe
 from taia_lens.scoring import Prepared, Scores, score_recipe, score_scales
@@ -146,20 +145,6 @@ def kept(store: CellStore | None) -> Iterator[CellStore]:
         yield own
 
 
-def suites_attr(prepared: Sequence[Prepared]) -> dict[str, dict]:
-    """What a result keeps of its suites."""
-    return {p.suite.name: {"sha256": p.suite.sha256, "kind": p.suite.task.kind, "made": dict(p.suite.made)} for p in prepared}
-
-
-def metric_coords(names: Sequence[str]) -> dict:
-    """The coords of a `metric` dim."""
-    return {
-        "metric": list(names),
-        "unit": ("metric", [METRICS[name].unit for name in names]),
-        "better": ("metric", [METRICS[name].better for name in names]),
-    }
-
-
 def spread_scores(prepared: Sequence[Prepared], names: tuple[str, ...], scores: Sequence[Scores]) -> np.ndarray:
     """One arm's values (metric, example) over all suites."""
     return results.spread(names, [p.metrics for p in prepared], [s.values for s in scores])
@@ -186,7 +171,7 @@ def arms_dataset(
         "edited": (("arm", "layer", "head"), np.stack([mask_of(arm.heads, shape) for arm in arms])),
         "numbers": ("arm", [numbers for _, numbers in found]),
     }
-    coords = metric_coords(names) | {
+    coords = results.metric_coords(names) | {
         "arm": [arm.name for arm in arms],
         **{name: ("arm", [getattr(arm, name) for arm in arms]) for name in ("check", "by", "end", "text")},
         "arm_seed": ("arm", [arm.seed for arm in arms]),

@@ -18,10 +18,10 @@ from taia_lens.pair import Pair
 from taia_lens.rankers import Options, check_ranker, rank
 from taia_lens.rankers.options import metric_of
 from taia_lens.recipe import Recipe, Side, taia
-from taia_lens.scoring import check_grafts, check_suites, metrics_of, model_attrs, pair_attrs, prepare_suite
+from taia_lens.scoring import check_grafts, check_suites, metrics_of, model_attrs, pair_attrs, prepare_suite, suites_attr
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
-from taia_lens.studies.heads.arms import Arm, Bench, arms_dataset, draw_heads, graft_heads, kept, mask_of, overlap_notes, suites_attr
+from taia_lens.studies.heads.arms import Arm, Bench, arms_dataset, draw_heads, graft_heads, kept, mask_of, overlap_notes
 from taia_lens.suite import Suite
 
 CHECKS = ("offsets", "graft")
