@@ -43,6 +43,12 @@ class Batch:
     choices: Int[Tensor, "batch choice"]
     contrast: Int[Tensor, " batch"]
 
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> Batch:
+        """Rows that have no answer: what a forward needs."""
+        none = torch.full_like(tokens[:, 0], NO_TOKEN)
+        return cls(tuple(range(len(tokens))), tokens, mask, none, none[:, None], none)
+
     @property
     def last(self) -> Int[Tensor, " batch"]:
         """The position that predicts the answer."""

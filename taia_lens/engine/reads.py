@@ -7,17 +7,48 @@ every position are larger than the model's activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taia_lens.batch import Batch
 from taia_lens.weights import Model
 
 # What enters the unembedding: the bridge has a hook there, HookedTransformer (3.9) has one on the last norm.
 READ_HOOKS = ("unembed.hook_in", "ln_final.hook_normalized")
 READ_FLOATS = 2**25  # logits held at once while log-probabilities are read: 128 MiB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What is read of forwards on one batch: logits at some (row, position) pairs, or the log-probability of a token at each.
+
+    Attributes:
+        batch: The rows, on the model's device.
+        rows: Row of each read.
+        positions: Position of each read.
+        targets: The token whose log-probability, in nats, is read; None for all logits.
+    """
+
+    batch: Batch
+    rows: Int[Tensor, " read"]
+    positions: Int[Tensor, " read"]
+    targets: Int[Tensor, " read"] | None = None
+
+    @classmethod
+    def last(cls, batch: Batch) -> Reads:
+        """The logits that predict each row's answer."""
+        return cls(batch, torch.arange(len(batch.rows), device=batch.tokens.device), batch.last)
+
+    def run(self, model: Model) -> Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]:
+        """Read a live model, with whatever weights and hooks are in force."""
+        tokens, mask = self.batch.tokens, self.batch.mask
+        if self.targets is None:
+            return run_reads(model, tokens, mask, self.rows, self.positions)
+        return run_logprobs(model, tokens, mask, self.rows, self.positions, self.targets)
 
 
 def run_reads(

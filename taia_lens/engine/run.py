@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.batch import Batch
-from taia_lens.engine.reads import run_reads
+from taia_lens.engine.reads import Reads
 from taia_lens.errors import RecipeError, SiteError
 from taia_lens.grafting import blend, takes
 from taia_lens.pair import Pair
@@ -45,7 +45,7 @@ def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
     names = list(dict.fromkeys(hooks))
     _check_hooks(model, names)
     with model.hooks(fwd_hooks=[(name, _keep_as(acts, name)) for name in names]):
-        logits = _forward(model, batch)
+        logits = Reads.last(batch).run(model)
     _fired(names, Counter(acts.keys()))
     return Run(logits, acts)
 
@@ -75,13 +75,34 @@ def evaluate(
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
-    donors = _with_needed(pair, recipes, batch, donors)
-    rows: dict[str, list[Tensor]] = {}
-    for recipe in recipes:
-        with applied(pair, recipe, batch=batch, donors=donors) as model:
-            for name, values in readout(_forward(model, batch)).items():
-                rows.setdefault(name, []).append(values)
-    return {name: torch.stack(values) for name, values in rows.items()}
+    found: dict[int, Mapping[str, Tensor]] = {}
+    for i, logits in run_recipes(pair, recipes, Reads.last(batch), donors=donors):
+        found[i] = readout(logits)
+    return {name: torch.stack([found[i][name] for i in range(len(recipes))]) for name in found[0]} if recipes else {}
+
+
+def run_recipes(
+    pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, donors: Mapping[Side, Run] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Carry out each recipe on a batch.
+
+    Args:
+        pair: The two models.
+        recipes: What to do; patches take their activations from `donors`.
+        reads: The rows, and what is read of each forward.
+        donors: Runs of the unedited sides that hold the activations the patches need; run here where missing.
+
+    Yields:
+        The number of a recipe and what was read: those without edits first, the others in any order.
+
+    Raises:
+        SiteError, RecipeError: A recipe names what the pair does not have.
+    """
+    runs = _with_needed(pair, recipes, reads.batch, donors)
+    for i in sorted(range(len(recipes)), key=lambda i: bool(recipes[i].edits)):
+        with applied(pair, recipes[i], batch=reads.batch, donors=runs) as model:
+            found = reads.run(model)
+        yield i, found
 
 
 def _with_needed(pair: Pair, recipes: Sequence[Recipe], batch: Batch, donors: Mapping[Side, Run] | None) -> dict[Side, Run]:
@@ -193,11 +214,6 @@ def _where(edit: _Write, act: Tensor, batch: Batch | None) -> Tensor:
         return rearrange(at, "batch pos -> batch pos 1")
     is_head = torch.arange(act.shape[2], device=act.device) == edit.site.head
     return rearrange(at, "batch pos -> batch pos 1 1") & rearrange(is_head, "head -> head 1")
-
-
-def _forward(model: Model, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
-    """Logits at the answer positions; only those rows reach the unembedding."""
-    return run_reads(model, batch.tokens, batch.mask, torch.arange(len(batch.rows), device=batch.tokens.device), batch.last)
 
 
 def check_recipe(pair: Pair, recipe: Recipe) -> None:
