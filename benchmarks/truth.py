@@ -26,7 +26,7 @@ from taia_lens.pair import Pair
 from taia_lens.rankers import Options
 from taia_lens.recipe import Recipe, taia, taif
 from taia_lens.scales import Scales, load_scales
-from taia_lens.scoring import prepare_suite, score_recipe, score_scales
+from taia_lens.scoring import prepare_suite, score_many_scales, score_recipes
 from taia_lens.store import CellStore, open_store
 from taia_lens.studies.heads import heads
 from taia_lens.studies.steering import steer
@@ -87,10 +87,10 @@ def scored(subject: Pair | Loaded, what: Recipe | Scales | None, suite: Suite, s
     with tqdm(disable=True) as bar:
         if isinstance(subject, Pair):
             assert isinstance(what, Recipe)
-            found = score_recipe(subject, what, prepared, store=store, bar=bar)
+            (found,) = score_recipes(subject, [what], prepared, store=store, bar=bar)
         else:
             assert not isinstance(what, Recipe)
-            found = score_scales(subject, what, prepared, store=store, bar=bar)
+            (found,) = score_many_scales(subject, [what], prepared, store=store, bar=bar)
     return found[0].values[0]
 
 

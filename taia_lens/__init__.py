@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from taia_lens.sites import Site, parse_sites
     from taia_lens.store import open_store
     from taia_lens.studies.anatomy import anatomy
+    from taia_lens.studies.attribution import attribution
     from taia_lens.studies.drift import drift
     from taia_lens.studies.grid import Controls, compare
     from taia_lens.studies.heads import heads, transfer
@@ -77,6 +78,7 @@ _HOME = {
     "anatomy": "studies.anatomy",
     "anatomy_figure": "plots",
     "applied": "engine",
+    "attribution": "studies.attribution",
     "compare": "studies.grid",
     "compare_figure": "plots",
     "demo_pair": "demo",
@@ -141,6 +143,7 @@ __all__ = [
     "anatomy",
     "anatomy_figure",
     "applied",
+    "attribution",
     "compare",
     "compare_figure",
     "demo_pair",

@@ -40,11 +40,13 @@ class Loaded:
         model: A TransformerBridge, or an unprocessed HookedTransformer of TransformerLens 3.9.
         tokenizer: What its prompts are read with.
         name: Where it came from.
+        plain_because: Why recipes are run one by one on it and share no work; empty where they do.
     """
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     name: str
+    plain_because: str = "the model was not checked"
 
     @property
     def models(self) -> tuple[Model, ...]:

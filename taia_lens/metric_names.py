@@ -43,6 +43,7 @@ METRICS: dict[str, Metric] = {
     "cross_entropy": Metric("nats", -1, ("text",)),  # per token
     "bits_per_byte": Metric("bits", -1, ("text",)),
 }
+DIFFERENTIABLE = ("prob", "logprob", "logit_diff", "choice_logprob")
 _DEFAULTS = {"next": "accuracy", "choice": "choice_accuracy", "generate": "exact_match", "refuse": "refusal", "text": "cross_entropy"}
 
 
@@ -82,3 +83,13 @@ def check_metrics(names: Sequence[str], kind: str = "next") -> tuple[str, ...]:
     if not names:
         raise TaiaLensError(f"no metric was named; {there}")
     return tuple(dict.fromkeys(names))
+
+
+def check_gradient(name: str) -> None:
+    """Raise where a metric does not move with a small change.
+
+    Raises:
+        TaiaLensError: As said; the message lists those that do.
+    """
+    if name not in DIFFERENTIABLE:
+        raise TaiaLensError(f"the metric {name} has no gradient, which atp needs; write one of {', '.join(DIFFERENTIABLE)}")

@@ -53,7 +53,8 @@ class Report:
     """What loading and the self-check found.
 
     `merge_drift` is the largest |logit difference| between the merged and the unmerged adapter on a probe, where tuned was
-    an adapter; `added_tokens` are those that only the tuned tokenizer has.
+    an adapter; `added_tokens` are those that only the tuned tokenizer has; `plain_because` says why recipes are run one by one
+    and share no work, and is empty where they do.
     """
 
     merge_drift: float | None = None
@@ -61,6 +62,7 @@ class Report:
     tokenizer: str = ""
     notes: tuple[str, ...] = ()
     laws: tuple[Law, ...] = ()
+    plain_because: str = "the pair was not checked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +93,10 @@ class Pair:
     @cached_property
     def _sides(self) -> dict[Side, Loaded]:
         # Kept, since each hashes its weights once: on a large model that takes as long as loading it.
+        why = self.report.plain_because
         return {
-            "base": Loaded(self.base, self.tokenizer, self.origin.base),
-            "tuned": Loaded(self.tuned, self.tokenizer, self.origin.tuned),
+            "base": Loaded(self.base, self.tokenizer, self.origin.base, why),
+            "tuned": Loaded(self.tuned, self.tokenizer, self.origin.tuned, why),
         }
 
     @property

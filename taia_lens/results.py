@@ -8,9 +8,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,12 @@ def patch_dataset(
     coords: Mapping[str, tuple],
     suite: Suite,
     attrs: Mapping[str, Any],
+    tokens: Sequence[str] = (),
 ) -> xr.Dataset:
-    """Put a patching study's numbers under their names; one value per (metric, site, example)."""
+    """Put a patching study's numbers under their names; one value per (metric, site[, pos], example).
+
+    Where `coords` has `pos`, `tokens` says for each position what stands there in all prompts, empty where they differ.
+    """
     ends = ("metric", "example")
     data = {
         "host": (ends, host),
@@ -64,7 +70,7 @@ def patch_dataset(
         **{name: list(values) for name, values in coords.items()},
         "example": [row.id for row in suite.rows],
         "domain": ("example", [row.domain for row in suite.rows]),
-    }
+    } | ({"token": ("pos", list(tokens))} if tokens else {})
     return xr.Dataset(data, labels, dict(attrs) | {"versions": versions()})
 
 
@@ -101,6 +107,11 @@ def spread(names: Sequence[str], metrics: Sequence[tuple[str, ...]], values: Seq
 
 def versions() -> dict[str, str]:
     """Versions that numbers may depend on."""
+    return dict(_versions())
+
+
+@cache  # reading them takes longer than a small cell, and every cell's key holds them
+def _versions() -> dict[str, str]:
     out = {"python": sys.version.split()[0]}
     for name in VERSIONED:
         try:
@@ -117,17 +128,36 @@ def summary(result: xr.Dataset) -> xr.Dataset:
         result: What `studies.patching.patch` returned.
 
     Returns:
-        With dims (domain, metric, component, layer[, head]): `host`, `donor`, `patched` (means over examples), `effect` =
+        With dims (domain, metric, component, layer[, head][, pos]): `host`, `donor`, `patched` (means over examples), `effect` =
         patched - host, `recovered` = effect / (donor - host), each with `_low` and `_high`; `defined` is False, and
         `recovered` NaN, where donor - host is within noise: its interval holds 0, or it is no larger than the noise floor, or
         so small in some resamples that the fraction has no interval. `gap` is donor - host. `n` is the number of examples,
-        `noise` the mean change that rounding makes in one.
+        `noise` the mean change that rounding makes in one. With a dim `pos`, all of these are of the examples that have the
+        position, and are NaN (`n` is 0) where none has.
     """
     seed = int(result.attrs["seed"])
     domains = [d for d in DOMAINS if d in result.domain.values]
-    parts = [_summary(result.isel(example=np.flatnonzero(result.domain.values == d)), seed) for d in domains]
+    parts = [_domain(result.isel(example=np.flatnonzero(result.domain.values == d)), seed) for d in domains]
     out = xr.concat(parts, xr.IndexVariable("domain", domains), coords="minimal", compat="override", join="exact")
     return out.assign(noise=result.noise).assign_attrs(result.attrs)
+
+
+def _domain(part: xr.Dataset, seed: int) -> xr.Dataset:
+    """The summary of one domain; positions that the same examples have are summed up together."""
+    if "pos" not in part.dims:
+        return _summary(part, seed)
+    has = part.patched.notnull().any([d for d in part.patched.dims if d not in ("pos", "example")]).transpose("pos", "example").values
+    groups = [list(group) for _, group in groupby(range(len(has)), key=lambda i: has[i].tobytes())]
+    found = [_of_those(part.isel(pos=group), np.flatnonzero(has[group[0]]), seed) for group in groups]
+    return xr.concat(found, "pos", data_vars="all", coords="minimal", compat="override", join="exact")
+
+
+def _of_those(part: xr.Dataset, examples: np.ndarray, seed: int) -> xr.Dataset:
+    """The summary of some examples; of none of them, NaN and nothing defined."""
+    if len(examples):
+        return _summary(part.isel(example=examples), seed)
+    blank = _summary(part.isel(example=[0]), seed)
+    return blank.where(False).assign(defined=xr.zeros_like(blank.defined), n=xr.zeros_like(blank.n))
 
 
 def _summary(part: xr.Dataset, seed: int) -> xr.Dataset:

@@ -197,10 +197,16 @@ def patchable(asked: str | Sequence[str], *, with_heads: bool) -> tuple[str, ...
 
 
 Positions = str | tuple[int, ...]
+EACH: tuple[str, ...] = ("each", "each-from-end")
+"""Every position by itself: counted from the prompt's start, or from its end, where -1 predicts the answer."""
 
 
-def parse_positions(asked: str | int | Sequence[int]) -> Positions:
+def parse_positions(asked: str | int | Sequence[int], *, each: bool = False) -> Positions:
     """Read positions: `all`, `last` (the position that predicts the answer), or numbers; negative ones count from the end.
+
+    Args:
+        asked: What to read.
+        each: Whether `each` and `each-from-end` are meant here; they are many edits and so have no place in a recipe.
 
     >>> parse_positions("all"), parse_positions("0,-1"), parse_positions(3)
     ('all', (0, -1), (3,))
@@ -212,12 +218,26 @@ def parse_positions(asked: str | int | Sequence[int]) -> Positions:
         return (asked,)
     if not isinstance(asked, str):
         numbers = tuple(int(p) for p in asked)
-    elif asked in ("all", "last"):
+    elif asked in ("all", "last") or (each and asked in EACH):
         return asked
+    elif asked in EACH:
+        raise SiteError(f"positions {asked!r} are one edit each and no place of one edit; patch(positions={asked!r}) makes them all")
     elif re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)*", asked):
         numbers = tuple(int(p) for p in asked.split(","))
     else:
-        raise SiteError(f"cannot read the positions {asked!r}; write all, last, or numbers from 0 (or from the end: -1, -2): 0,3,-1")
+        more = ", each, each-from-end" if each else ""
+        raise SiteError(f"cannot read the positions {asked!r}; write all, last{more}, or numbers from 0 (or from the end: -1, -2): 0,3,-1")
     if not numbers:
         raise SiteError("no position was named; write all, last, or numbers")
     return numbers
+
+
+def parse_each(asked: str) -> str:
+    """Read positions that are credited at once: `all` together, or every one by itself (`each`, `each-from-end`).
+
+    Raises:
+        SiteError: None of these.
+    """
+    if asked not in ("all", *EACH):
+        raise SiteError(f"cannot credit the positions {asked!r}; write all, {' or '.join(EACH)}")
+    return asked

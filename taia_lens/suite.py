@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from taia_lens.errors import SuiteError
 from taia_lens.rows import DOMAIN_NAMES, DOMAINS, KINDS, Row, Task, read_row, read_task
 
@@ -59,6 +57,8 @@ class Suite:
         """
         if n < 1:
             raise SuiteError(f"a limit of {n} leaves no prompt; write 1 or more, or leave it out")
+        import numpy as np  # here alone, and `taia-lens --help` does not wait for it
+
         rng = np.random.default_rng(seed)
         kept: set[str] = set()
         for domain in self.domains:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -46,12 +47,25 @@ class Weight:
 _SPLIT_FROM = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up_proj", "in": "gate_up_proj"}
 
 
+_KNOWN: WeakKeyDictionary[Model, tuple[list[int], list[Weight]]] = WeakKeyDictionary()
+
+
 def weights(model: Model) -> list[Weight]:
     """Every parameter of the model once, with the component it belongs to; the components partition the parameters.
+
+    Found once a model, and again where its parameters are others: it is asked for with every batch.
 
     Raises:
         PairError: A parameter lies under no component, or under two.
     """
+    now = [id(parameter) for parameter in model.parameters()]
+    known = _KNOWN.get(model)
+    if known is None or known[0] != now:  # what is kept holds the parameters, so that no new one gets an old one's id
+        known = _KNOWN[model] = (now, _found(model))
+    return list(known[1])
+
+
+def _found(model: Model) -> list[Weight]:
     outputs = _output_scales(model)
     owner: dict[int, tuple[str, int | None]] = dict(outputs)
     for component, layer, module in _component_modules(model):

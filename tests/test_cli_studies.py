@@ -215,13 +215,13 @@ def test_patching_goes_on_where_it_stopped(run: Run, models: list[str], store: l
     code, _, _ = run(*command, "--layer", "0-1", "--out", "first")
     assert code == 0
     calls: list[str] = []
-    whole: Callable = patching.evaluate
+    whole: Callable = patching.run_recipes
 
     def counting(pair: object, recipes: list, *arguments: object, **named: object) -> object:
         calls.extend(map(str, recipes))
         return whole(pair, recipes, *arguments, **named)
 
-    monkeypatch.setattr(patching, "evaluate", counting)
+    monkeypatch.setattr(patching, "run_recipes", counting)
     code, _, err = run(*command, "--layer", "all", "--out", "second")
     assert code == 0, err
     new = [text for text in calls if "<- tuned" in text]

@@ -225,9 +225,10 @@ def test_a_suite_on_which_nothing_differs_says_so_and_one_that_is_another_is_nam
 
 
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(lora: Pair, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    from taia_lens import scoring
+    from taia_lens.scoring import cells, many
 
-    monkeypatch.setattr(scoring, "score", None)
+    monkeypatch.setattr(many, "run_recipes", None)
+    monkeypatch.setattr(cells, "score", None)
     for text, message in (
         ("base; graft L0-9.attn <- tuned", "no layer 3, 4, 5, 6, 7"),
         ("base; graft L1.mlp.q <- tuned", "its mlp in layer 1 has"),

@@ -17,7 +17,7 @@ from taia_lens.loading import load_one
 from taia_lens.lofit_paper import folds, protocol
 from taia_lens.lofit_paper.protocol import MODELS, PUBLISHED
 from taia_lens.scales import load_scales
-from taia_lens.scoring import prepare_suite, score_scales
+from taia_lens.scoring import prepare_suite, score_many_scales
 
 Run = Callable[..., tuple[int, str, str]]
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
@@ -193,7 +193,7 @@ def check_adapter(result: xr.Dataset, folder: Path, shared: Path) -> None:
     rows = result.of_fold.values == "fold1"
     for arm in ("lofit", "random"):
         scales = load_scales(folder / "fold1-seed43" / arm)
-        (found,) = score_scales(model, scales, prepared, store=None, bar=tqdm(disable=True))
+        ((found,),) = score_many_scales(model, [scales], prepared, store=None, bar=tqdm(disable=True))
         held = result.value.sel(arm=arm, seed=43, metric="MC2").values[rows]
         assert np.allclose(found.values[0], held, atol=1e-6)
         assert result.heads.sel(arm=arm, seed=43, fold="fold1").values.tolist() == [str(site) for site in scales.sites]

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from taia_lens import lofit, results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import applied, evaluate, run_gradients, run_last, run_plain, run_reads
+from taia_lens.engine import applied, evaluate, run_last, run_plain, run_reads
 from taia_lens.errors import PairError, SiteError, SuiteError, TaiaLensError
 from taia_lens.loading import load_pair
 from taia_lens.lofit import Settings
@@ -28,7 +28,7 @@ from taia_lens.rankers import RANKERS, Options, causal, rank
 from taia_lens.rankers.asked import ask
 from taia_lens.recipe import Ablate, Patch, Recipe
 from taia_lens.recipe_text import parse_recipe
-from taia_lens.scoring import prepare_suite, score_recipe
+from taia_lens.scoring import prepare_suite, score_recipes
 from taia_lens.sites import Site
 from taia_lens.store import open_store
 from taia_lens.studies.patching import patch
@@ -169,7 +169,7 @@ def test_without_the_planted_heads_no_head_is_found(tokenizer: PreTrainedTokeniz
 def scored(pair: Pair, suite: Suite, recipe: str, metric: str = "logprob") -> np.ndarray:
     """What the metric is under grafts, from the library's own scoring."""
     prepared = [prepare_suite(pair, suite, (metric,), 8)]
-    return score_recipe(pair, parse_recipe(recipe), prepared, store=None, bar=tqdm(disable=True))[0].values[0]
+    return score_recipes(pair, [parse_recipe(recipe)], prepared, store=None, bar=tqdm(disable=True))[0][0].values[0]
 
 
 def on_batch(pair: Pair, suite: Suite, recipes: list[Recipe]) -> np.ndarray:
@@ -257,29 +257,6 @@ def test_integrated_gradients_of_a_layer_sum_to_patching_it(architecture: str, p
     assert errors[2] < errors[1] / 4 and errors[0] > 0.05  # midpoints converge with the square of the steps; one gradient does not sum up
 
 
-def test_gradients_are_slopes_on_every_architecture(name: str, pair: Pair, suite: Suite) -> None:
-    (some,) = ask(pair, suite, "logprob", len(suite), by="atp")
-    hooks = [Site("head", layer, 0).hook for layer in range(N_LAYERS)]
-    base, tuned = (run_plain(side, some.batch, hooks).acts for side in pair.models)
-    args = (pair.base, some.batch.tokens, some.batch.mask, some.sequences, some.positions, some.value)
-    wanted = {n: p.requires_grad for n, p in pair.base.named_parameters()}
-    found = run_gradients(*args, hooks)
-    np.testing.assert_allclose(found.values, some.value(run_plain(pair.base, some.batch).logits), atol=CLOSE)
-    for hook in hooks:
-        torch.testing.assert_close(found.acts[hook], base[hook])
-        change = (tuned[hook] - base[hook]) * some.batch.mask[:, :, None, None]
-        up, down = (run_gradients(*args, [hook], put={hook: base[hook] + h * change}).values for h in (0.005, -0.005))
-        slope = (found.grads[hook] * change).sum((1, 2, 3))
-        # Central differences over 0.01 err by the square of the step, and by rounding over it. A row of Mixtral's of which a token
-        # goes to another expert on the way jumps.
-        error = abs(slope - (up - down) / 0.01)
-        assert (error.median() if name == "mixtral" else error.max()) < 0.01 * abs(slope).mean()
-        assert abs(slope.roll(1) - (up - down) / 0.01).median() > 0.1 * abs(slope).mean()  # another row's gradient would be seen
-    assert {n: p.requires_grad for n, p in pair.base.named_parameters()} == wanted
-    assert all(p.grad is None for p in pair.base.parameters())
-    assert not any(point.fwd_hooks for point in pair.base.hook_dict.values())
-
-
 def test_a_row_of_a_batch_gets_its_own_gradient(llama: Pair, suite: Suite) -> None:
     together, alone = (rank("atp", llama, suite, options=Options(every=True, batch_size=n)).replicates for n in (len(suite), 1))
     np.testing.assert_allclose(together, alone, atol=CLOSE)
@@ -330,8 +307,9 @@ def test_finished_cells_are_found_again(ranker: str, llama: Pair, suite: Suite, 
         def refuse(*args: object, **kwargs: object) -> None:
             raise AssertionError("a forward was run")
 
-        monkeypatch.setattr(causal, "run_plain", refuse)
-        monkeypatch.setattr("taia_lens.scoring.score", refuse)
+        monkeypatch.setattr(causal, "run_recipes", refuse)
+        monkeypatch.setattr("taia_lens.scoring.many.run_recipes", refuse)
+        monkeypatch.setattr("taia_lens.scoring.many.run_scales", refuse)
         monkeypatch.setattr("taia_lens.lofit.train._epochs", refuse)
         xr.testing.assert_equal(rank(ranker, llama, suite, options=QUICK, store=store), first)
         assert len(store) == n

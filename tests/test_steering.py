@@ -20,7 +20,7 @@ from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
 from taia_lens.rankers import Options, directions, iti_scales, repe_directions
 from taia_lens.scales import Scales, save_scales
-from taia_lens.scoring import prepare_suite, score_scales
+from taia_lens.scoring import prepare_suite, score_many_scales
 from taia_lens.sites import Site
 from taia_lens.store import open_store
 from taia_lens.studies import steering
@@ -54,7 +54,7 @@ def base(llama: Pair) -> Loaded:
 
 def scored(model: Loaded, scales: Scales | None, suite: Suite, metric: str) -> np.ndarray:
     prepared = prepare_suite(model, suite, (metric,), 64)
-    return score_scales(model, scales, [prepared], store=None, bar=tqdm(disable=True))[0].values[0]
+    return score_many_scales(model, [scales], [prepared], store=None, bar=tqdm(disable=True))[0][0].values[0]
 
 
 # What is added

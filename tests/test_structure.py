@@ -19,7 +19,7 @@ LEVELS: list[set[str]] = [
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
     {"readers", "batch", "loaded", "results", "store"},
-    {"pair", "scales", "examples"},
+    {"pair", "scales", "examples", "positions"},
     {"grafting"},
     {"engine", "players", "plots", "summaries", "tables"},
     {"check", "metrics"},

@@ -7,7 +7,24 @@ import sys
 
 import typer
 
-from taia_lens.cli import anatomy, check, compare, demo, drift, eval, graft, heads, layers, lofit, patch, steer, suite, transfer, tune
+from taia_lens.cli import (
+    anatomy,
+    attribute,
+    check,
+    compare,
+    demo,
+    drift,
+    eval,
+    graft,
+    heads,
+    layers,
+    lofit,
+    patch,
+    steer,
+    suite,
+    transfer,
+    tune,
+)
 from taia_lens.errors import RecipeError, TaiaLensError
 
 app = typer.Typer(
@@ -18,6 +35,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.command("patch")(patch.patch)
+app.command("attribute")(attribute.attribute)
 app.command("compare")(compare.compare)
 app.command("layers")(layers.layers)
 app.command("heads")(heads.heads)

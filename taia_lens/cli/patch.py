@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_EACH = "each: a map of all, each patched by itself, counted from the start; each-from-end: counted from the end (-1 predicts the answer)."
+
+
 def patch(
     component: str = typer.Option(..., help="attn, mlp, resid or head; attn,mlp for several."),
     layer: str = typer.Option("all", help="A layer, a range, a list, or all: 12, 8-15, 0,3,8-9. Counted from 0."),
     head: str | None = typer.Option(None, help="With --component head: which heads; all where left out."),
-    pos: str = typer.Option("all", help="Token positions: all, last, or numbers: 0,3,-1 (negative from the prompt's end)."),
+    pos: str = typer.Option("all", help="Token positions: all, last, or numbers: 0,3,-1 (negative from the prompt's end). " + _EACH),
     source: str = typer.Option("tuned", help="Which side the activation comes from; the other one is the host."),
     metric: str = typer.Option("accuracy,logprob", help=f"One or several of {', '.join(metrics_of('next'))}."),
     base: str | None = typer.Option(None, help=common.BASE_HELP),
@@ -47,6 +50,8 @@ def patch(
 
     Example: taia-lens patch --component mlp --layer 12
 
+    Example: taia-lens patch --component attn,mlp --layer all --pos each --limit 20
+
     Example: taia-lens patch --component attn,mlp --layer 8-15 --base ./base --tuned ./adapter --suite prompts.jsonl
     """
     started = time.time()
@@ -57,7 +62,7 @@ def patch(
     for asked, what in ((layer, "layer"), (head, "head")):
         if asked not in (None, "all"):
             parse_span(asked, what)
-    positions = parse_positions(pos)
+    positions = parse_positions(pos, each=True)
     rows = common.read_suite(None, options) if suite is None else common.one_suite(suite, options)
     rows = rows if limit is None else rows.limit(limit, seed=seed)
     folder = common.run_folder(out, "patch")

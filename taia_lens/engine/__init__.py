@@ -1,15 +1,17 @@
 """The engine: the only place that registers hooks or touches weights. Many recipes and a batch go in, numbers come out."""
 
-from taia_lens.engine.gradients import Gradients, run_gradients, run_last
+from taia_lens.engine.agree import plain_because
+from taia_lens.engine.gradients import Attributed, run_attributed, run_last
+from taia_lens.engine.many import Readout, evaluate, run_recipes, run_scales
 from taia_lens.engine.moments import mean_squares
 from taia_lens.engine.reads import Reads, label_logprobs, padded, run_greedy, run_logprobs, run_reads
-from taia_lens.engine.run import Readout, Run, applied, check_recipe, evaluate, run_plain, run_recipes
-from taia_lens.engine.scaled import frozen, run_scales, scaled
+from taia_lens.engine.run import Run, applied, check_recipe, run_plain
+from taia_lens.engine.scaled import frozen, scaled
 from taia_lens.engine.store import ActivationStore
 
 __all__ = [
     "ActivationStore",
-    "Gradients",
+    "Attributed",
     "Readout",
     "Reads",
     "Run",
@@ -20,7 +22,8 @@ __all__ = [
     "label_logprobs",
     "mean_squares",
     "padded",
-    "run_gradients",
+    "plain_because",
+    "run_attributed",
     "run_greedy",
     "run_last",
     "run_logprobs",

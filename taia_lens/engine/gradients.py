@@ -1,8 +1,9 @@
-"""What rankers read of a live model: activations at each row's last token, and gradients at hooks. The model's weights get none."""
+"""Gradients at hooks, times what another model would change there; activations at last tokens. The weights get no gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taia_lens.engine.reads import READ_HOOKS, run_body
+from taia_lens.engine.reads import READ_HOOKS, Reads, run_body
 from taia_lens.engine.scaled import frozen
 from taia_lens.errors import SiteError
 from taia_lens.weights import Model
@@ -19,70 +20,119 @@ Value = Callable[[Float[Tensor, "read d_vocab"]], Float[Tensor, " row"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
-    """What one forward and one backward gave.
+class Attributed:
+    """What patching would do to first order, everywhere at once.
 
     Attributes:
-        values: One per row.
-        acts: The activations at the hooks, by hook name.
-        grads: Of the values' sum with respect to them: since no row reads another, each row's own gradient.
+        host: The value of each row, unedited.
+        donor: The donor's.
+        products: By hook name, (batch, pos[, head]): the gradient of the host's value with respect to the activation there, times
+            the donor's activation less the host's, summed over the last dim. No row reads another, so each is of its own row's
+            value; 0 at padding.
     """
 
-    values: Float[Tensor, " row"]
-    acts: dict[str, Tensor]
-    grads: dict[str, Tensor]
+    host: Float[Tensor, " row"]
+    donor: Float[Tensor, " row"]
+    products: dict[str, Tensor]
 
 
-def run_gradients(
-    model: Model,
-    tokens: Int[Tensor, "batch pos"],
-    mask: Bool[Tensor, "batch pos"],
-    rows: Int[Tensor, " read"],
-    positions: Int[Tensor, " read"],
+def run_attributed(
+    host: Model,
+    donor: Model,
+    reads: Reads,
     value: Value,
     hooks: Iterable[str],
     *,
-    put: Mapping[str, Tensor] | None = None,
-) -> Gradients:
-    """Gradients of a value at all hooks, from one forward and one backward.
+    steps: int = 0,
+    done: Callable[[], object] = lambda: None,
+) -> Attributed:
+    """Gradient times change at all hooks, from one forward of each model and one backward.
+
+    Besides the backward's own graph, only the donor's activations at the hooks are held: as a gradient comes by, its product is
+    taken and the change dropped.
 
     Args:
-        model: Live, with whatever weights and hooks are in force.
-        tokens: Ids, padded.
-        mask: True at tokens, False at padding.
-        rows: Row of each read.
-        positions: Position of each read; only those logits are computed.
-        value: Differentiable: the logits read -> one value per row.
+        host: Live, with whatever weights and hooks are in force.
+        donor: The same.
+        reads: The rows, and at which of their tokens logits are read.
+        value: Differentiable: those logits -> one value per row.
         hooks: Where.
-        put: Activations that stand at some hooks instead of the model's own; the gradient is taken there.
+        steps: Take the mean gradient at the middles of so many equal steps from the host's activation to the donor's, one hook at
+            a time (integrated gradients, arXiv 1703.01365): a forward and a backward a hook and step. 0: one gradient, at the host's.
+        done: Called after each backward.
 
     Raises:
         SiteError: The model has no such hook, or does not use it.
     """
-    names, given = list(dict.fromkeys(hooks)), dict(put or {})
-    _check(model, names)
-    acts: dict[str, Tensor] = {}
-    moved: dict[str, Tensor] = {}
+    with torch.no_grad(), _kept(donor, hooks, lambda act: act) as acts:
+        other = value(_logits(donor, reads))
+    if not steps:
+        mine, products = _products(host, reads, value, acts)
+        done()
+        return Attributed(mine, other, products)
+    products = {}
+    for name in list(acts):
+        act = acts.pop(name)
+        each = []
+        for step in range(steps):
+            each.append(_products(host, reads, value, {name: act}, share=(step + 0.5) / steps)[1][name])
+            done()
+        products[name] = torch.stack(each).mean(0)
+    with torch.no_grad():
+        return Attributed(value(_logits(host, reads)), other, products)
+
+
+def _products(
+    model: Model, reads: Reads, value: Value, theirs: dict[str, Tensor], *, share: float = 0.0
+) -> tuple[Float[Tensor, " row"], dict[str, Tensor]]:
+    """One forward and one backward, which empties `theirs`. With a share, the activations are moved that far to the donor's first."""
+    names = _checked(model, theirs)
+    begins: list[Tensor] = []
+    changes: dict[str, Tensor] = {}
+    products: dict[str, Tensor] = {}
 
     def at(name: str) -> Callable[..., Tensor]:
-        def move(act: Tensor, hook: object) -> Tensor:
-            act = given[name].to(act) if name in given else act
-            # Moved by a zero that has a gradient: that is the activation's own, and the graph begins here.
-            acts[name], moved[name] = act.detach(), torch.zeros_like(act, requires_grad=True)
-            return act + moved[name]
+        def take(grad: Tensor) -> None:
+            products[name] = _product(grad, changes.pop(name), reads.batch.mask)
 
-        return move
+        def meet(act: Tensor, hook: object) -> Tensor:
+            # In half precision this difference is exact wherever the two are within a factor of two.
+            changes[name] = theirs.pop(name).to(act) - act.detach()
+            if share:
+                act = act + share * changes[name]
+            if not act.requires_grad:  # the graph begins here, and where nothing before it is asked for
+                act = act.detach().requires_grad_()
+                begins.append(act)
+            act.register_hook(take)
+            return act
+
+        return meet
+
+    with frozen(model), model.hooks(fwd_hooks=[(name, at(name)) for name in names]):
+        values = value(_logits(model, reads))
+        _fired(names, changes)
+        torch.autograd.grad(values.sum(), begins)
+    _fired(names, products)
+    return values.detach(), products
+
+
+def _product(grad: Tensor, change: Tensor, mask: Bool[Tensor, "batch pos"]) -> Tensor:
+    """Summed over the last dim in float32 at least, whatever the model's dtype."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    found = torch.linalg.vecdot(grad.to(wide), change.to(wide))
+    return torch.where(mask if found.ndim == 2 else mask[..., None], found, 0)
+
+
+def _logits(model: Model, reads: Reads) -> Float[Tensor, "read d_vocab"]:
+    """What is read, with gradients where they are on; no other position reaches the unembedding."""
 
     def only(act: Tensor, hook: object) -> Tensor:
-        return rearrange(act[rows, positions], "read d_model -> read 1 d_model")
+        return rearrange(act[reads.rows, reads.positions], "read d_model -> read 1 d_model")
 
-    read = next(name for name in READ_HOOKS if name in model.hook_dict)
-    with frozen(model), model.hooks(fwd_hooks=[*((name, at(name)) for name in names), (read, only)]):
-        logits = model(tokens, attention_mask=mask.long(), return_type="logits")
-        _fired(names, acts)
-        values = value(rearrange(logits, "read 1 d_vocab -> read d_vocab"))
-        grads = torch.autograd.grad(values.sum(), [moved[name] for name in names])
-    return Gradients(values.detach(), acts, dict(zip(names, grads, strict=True)))
+    at = next(name for name in READ_HOOKS if name in model.hook_dict)
+    with model.hooks(fwd_hooks=[(at, only)]):
+        logits = model(reads.batch.tokens, attention_mask=reads.batch.mask.long(), return_type="logits")
+    return rearrange(logits, "read 1 d_vocab -> read d_vocab")
 
 
 def run_last(model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"], hooks: Iterable[str]) -> dict[str, Tensor]:
@@ -91,30 +141,39 @@ def run_last(model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, 
     Raises:
         SiteError: The model has no such hook, or does not use it.
     """
-    names = list(dict.fromkeys(hooks))
-    _check(model, names)
-    acts: dict[str, Tensor] = {}
     rows, last = torch.arange(len(tokens), device=tokens.device), mask.sum(1) - 1
+    with _kept(model, hooks, lambda act: act[rows, last]) as acts:
+        run_body(model, tokens, mask)
+    return acts
+
+
+@contextmanager
+def _kept(model: Model, hooks: Iterable[str], pick: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """What is picked of the activations at the hooks in the forward that the block runs."""
+    names = _checked(model, hooks)
+    acts: dict[str, Tensor] = {}
 
     def keep_as(name: str) -> Callable[..., None]:
         def keep(act: Tensor, hook: object) -> None:
-            acts[name] = act[rows, last].detach()
+            acts[name] = pick(act).detach()
 
         return keep
 
     with model.hooks(fwd_hooks=[(name, keep_as(name)) for name in names]):
-        run_body(model, tokens, mask)
+        yield acts
     _fired(names, acts)
-    return acts
 
 
-def _check(model: Model, names: Sequence[str]) -> None:
+def _checked(model: Model, hooks: Iterable[str]) -> list[str]:
+    """The hooks, each once."""
+    names = list(dict.fromkeys(hooks))
     missing = [name for name in names if name not in model.hook_dict]
     if missing:
         raise SiteError(f"this model has no {missing[0]}, so there is nothing to read there; its attention is of another kind")
+    return names
 
 
-def _fired(names: Sequence[str], acts: Mapping[str, Tensor]) -> None:
+def _fired(names: Sequence[str], acts: Container[str]) -> None:
     silent = [name for name in names if name not in acts]
     if silent:
         raise SiteError(f"the hook {silent[0]} did not fire, so nothing was read there; this architecture does not use it")

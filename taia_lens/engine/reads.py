@@ -43,6 +43,10 @@ class Reads:
         """The logits that predict each row's answer."""
         return cls(batch, torch.arange(len(batch.rows), device=batch.tokens.device), batch.last)
 
+    def to(self, device: torch.device | str) -> Reads:
+        targets = None if self.targets is None else self.targets.to(device)
+        return Reads(self.batch.to(device), self.rows.to(device), self.positions.to(device), targets)
+
     def run(self, model: Model) -> Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]:
         """Read a live model, with whatever weights and hooks are in force."""
         tokens, mask = self.batch.tokens, self.batch.mask
@@ -91,7 +95,7 @@ def run_logprobs(
     """
     size = max(1, floats // int(model.cfg.d_vocab))
     if len(rows) <= size:
-        return _picked(run_reads(model, tokens, mask, rows, positions), targets)
+        return picked(run_reads(model, tokens, mask, rows, positions), targets)
     kept: list[Tensor] = []
 
     def keep(act: Tensor, hook: object) -> Tensor:
@@ -100,7 +104,7 @@ def run_logprobs(
 
     _forward(model, tokens, mask, keep)
     chunks = zip(kept[0].split(size), targets.split(size), strict=True)
-    return torch.cat([_picked(_head(model, chunk, tokens), wanted) for chunk, wanted in chunks])
+    return torch.cat([picked(_head(model, chunk, tokens), wanted) for chunk, wanted in chunks])
 
 
 def label_logprobs(
@@ -120,7 +124,7 @@ def label_logprobs(
         return rearrange(act[rows, positions], "read d_model -> read 1 d_model")
 
     logits = rearrange(_forward(model, tokens, mask, only, grad=True), "read 1 d_vocab -> read d_vocab")
-    found = _picked(logits, labels[rows, positions + 1])
+    found = picked(logits, labels[rows, positions + 1])
     return torch.zeros(len(tokens), dtype=found.dtype, device=found.device).index_add(0, rows, found)
 
 
@@ -143,17 +147,19 @@ def _head(model: Model, residual: Float[Tensor, "read d_model"], tokens: Int[Ten
     return rearrange(_forward(model, one, torch.ones_like(one, dtype=torch.bool), put), "read 1 d_vocab -> read d_vocab")
 
 
-def _picked(logits: Float[Tensor, "read d_vocab"], targets: Int[Tensor, " read"]) -> Float[Tensor, " read"]:
+def picked(logits: Float[Tensor, "read d_vocab"], targets: Int[Tensor, " read"]) -> Float[Tensor, " read"]:
+    """Log-probability of each read's target, in nats."""
     logits = logits.float()
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _forward(model: Model, tokens: Tensor, mask: Tensor, at_unembedding: Callable[..., Tensor], *, grad: bool = False) -> Tensor:
-    with torch.set_grad_enabled(grad and torch.is_grad_enabled()), model.hooks(fwd_hooks=[(_read_hook(model), at_unembedding)]):
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()), model.hooks(fwd_hooks=[(read_hook(model), at_unembedding)]):
         return model(tokens, attention_mask=mask.long(), return_type="logits")
 
 
-def _read_hook(model: Model) -> str:
+def read_hook(model: Model) -> str:
+    """Where what enters the unembedding is seen."""
     return next(name for name in READ_HOOKS if name in model.hook_dict)
 
 
@@ -197,7 +203,7 @@ def _greedy_cached(
     new: list[list[int]] = [[] for _ in prompts]
     live = set(range(len(prompts)))
     cache = None
-    with torch.no_grad(), model.hooks(fwd_hooks=[(_read_hook(model), lambda act, hook: act[:, -1:])]):
+    with torch.no_grad(), model.hooks(fwd_hooks=[(read_hook(model), lambda act, hook: act[:, -1:])]):
         for _ in range(max_new_tokens):
             logits, cache = model(tokens, attention_mask=mask.long(), past_key_values=cache, use_cache=True, return_type="logits_and_cache")
             chosen = logits[:, -1].argmax(-1)

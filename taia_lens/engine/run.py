@@ -21,9 +21,6 @@ from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale, Side, other
 from taia_lens.sites import Site, select
 from taia_lens.weights import Model, weights
 
-Readout = Callable[[Float[Tensor, "batch d_vocab"]], Mapping[str, Float[Tensor, " batch"]]]
-
-
 _Write = Patch | Ablate | Scale
 
 
@@ -43,7 +40,7 @@ def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
     """
     acts: dict[str, Tensor] = {}
     names = list(dict.fromkeys(hooks))
-    _check_hooks(model, names)
+    check_hooks(model, names)
     with model.hooks(fwd_hooks=[(name, _keep_as(acts, name)) for name in names]):
         logits = Reads.last(batch).run(model)
     _fired(names, Counter(acts.keys()))
@@ -57,55 +54,7 @@ def _keep_as(acts: dict[str, Tensor], name: str) -> Callable[..., None]:
     return keep
 
 
-def evaluate(
-    pair: Pair, recipes: Sequence[Recipe], batch: Batch, readout: Readout, *, donors: Mapping[Side, Run] | None = None
-) -> dict[str, Float[Tensor, "recipe batch"]]:
-    """Carry out each recipe on the batch and read its numbers.
-
-    Args:
-        pair: The two models.
-        recipes: What to do; patches take their activations from `donors`.
-        batch: The rows, on the pair's device.
-        readout: Logits at the answer positions -> named values, one per row.
-        donors: Runs of the unedited sides that hold the activations the patches need; run here where missing.
-
-    Returns:
-        For each name of the readout, one value per (recipe, row).
-
-    Raises:
-        SiteError, RecipeError: A recipe names what the pair does not have.
-    """
-    found: dict[int, Mapping[str, Tensor]] = {}
-    for i, logits in run_recipes(pair, recipes, Reads.last(batch), donors=donors):
-        found[i] = readout(logits)
-    return {name: torch.stack([found[i][name] for i in range(len(recipes))]) for name in found[0]} if recipes else {}
-
-
-def run_recipes(
-    pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, donors: Mapping[Side, Run] | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Carry out each recipe on a batch.
-
-    Args:
-        pair: The two models.
-        recipes: What to do; patches take their activations from `donors`.
-        reads: The rows, and what is read of each forward.
-        donors: Runs of the unedited sides that hold the activations the patches need; run here where missing.
-
-    Yields:
-        The number of a recipe and what was read: those without edits first, the others in any order.
-
-    Raises:
-        SiteError, RecipeError: A recipe names what the pair does not have.
-    """
-    runs = _with_needed(pair, recipes, reads.batch, donors)
-    for i in sorted(range(len(recipes)), key=lambda i: bool(recipes[i].edits)):
-        with applied(pair, recipes[i], batch=reads.batch, donors=runs) as model:
-            found = reads.run(model)
-        yield i, found
-
-
-def _with_needed(pair: Pair, recipes: Sequence[Recipe], batch: Batch, donors: Mapping[Side, Run] | None) -> dict[Side, Run]:
+def with_needed(pair: Pair, recipes: Sequence[Recipe], batch: Batch, donors: Mapping[Side, Run] | None) -> dict[Side, Run]:
     """The donors' runs, with every activation that the recipes' patches take; what is missing is run here."""
     needed: dict[Side, dict[str, None]] = {}
     for recipe in recipes:
@@ -140,10 +89,10 @@ def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: M
     host = pair.side(recipe.host)
     if recipe.patches and batch is None:
         raise RecipeError(f"'{recipe.patches[0]}' puts activations, which belong to a batch; write applied(pair, recipe, batch=batch)")
-    runs = {} if batch is None else _with_needed(pair, [recipe], batch, donors)
+    runs = {} if batch is None else with_needed(pair, [recipe], batch, donors)
     counts: Counter[str] = Counter()
     hooks = _hooks(recipe, batch, runs, counts)
-    _check_hooks(host, [name for name, _ in hooks])
+    check_hooks(host, [name for name, _ in hooks])
     with ExitStack() as stack:
         stack.enter_context(_grafted(pair, recipe))
         if hooks:
@@ -223,7 +172,8 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
         SiteError, RecipeError: A layer, head, projection or component that is not there, or an overlap.
     """
     _check(pair, recipe)
-    takes(recipe, weights(pair.side(recipe.host)), pair.shape)
+    if recipe.grafts:
+        takes(recipe, weights(pair.side(recipe.host)), pair.shape)
 
 
 def _check(pair: Pair, recipe: Recipe) -> None:
@@ -243,7 +193,12 @@ def _check_site(site: Site, n_layers: int, n_heads: int) -> None:
         select([site.head], n_heads, "head")
 
 
-def _check_hooks(model: Model, names: Sequence[str]) -> None:
+def check_hooks(model: Model, names: Sequence[str]) -> None:
+    """Raise where a model lacks one of these hooks.
+
+    Raises:
+        SiteError: The message lists those that are near.
+    """
     known = model.hook_dict
     for name in names:
         if name not in known:

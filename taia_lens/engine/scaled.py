@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from taia_lens.engine.reads import Reads
 from taia_lens.scales import Scales
 from taia_lens.sites import Site
 from taia_lens.weights import Model
@@ -24,19 +23,6 @@ def scaled(model: Model, scales: Scales) -> Iterator[Model]:
     """
     with model.hooks(fwd_hooks=[_hook(model, scales, layer) for layer in scales.layers]):
         yield model
-
-
-def run_scales(model: Model, scales: Sequence[Scales | None], reads: Reads) -> Iterator[tuple[int, Tensor]]:
-    """Read a model under each set of scales, and as it is (None).
-
-    Yields:
-        The number of a set and what was read; None first, the others in any order.
-    """
-    for i in sorted(range(len(scales)), key=lambda i: scales[i] is not None):
-        one = scales[i]
-        with nullcontext(model) if one is None else scaled(model, one) as live:
-            found = reads.run(live)
-        yield i, found
 
 
 @contextmanager

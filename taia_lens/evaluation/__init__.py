@@ -12,7 +12,7 @@ from taia_lens.batch import Encoder, check_size
 from taia_lens.errors import SuiteError
 from taia_lens.evaluation.choices import prepare_choices
 from taia_lens.evaluation.next_token import prepare_next
-from taia_lens.evaluation.pieces import Piece, Scored, Setting
+from taia_lens.evaluation.pieces import Piece, Reading, Scored, Setting, off_device
 from taia_lens.evaluation.plain_text import prepare_text
 from taia_lens.evaluation.written import prepare_written
 from taia_lens.loaded import Loaded
@@ -21,7 +21,7 @@ from taia_lens.pair import Pair
 from taia_lens.suite import Suite
 from taia_lens.weights import Model
 
-__all__ = ["Piece", "Scored", "prepare", "score"]
+__all__ = ["Piece", "Reading", "Scored", "off_device", "prepare", "score"]
 
 _PREPARE = {
     "next": prepare_next,
@@ -60,6 +60,13 @@ def score(model: Model, piece: Piece) -> Scored:
     Returns:
         For each metric one value per row of the piece, and what was generated.
     """
-    scored = piece.run(model)
+    scored = _read(model, piece.how) if isinstance(piece.how, Reading) else piece.how(model)
     assert all(values.shape == (len(piece.rows),) for values in scored.values.values())
     return scored
+
+
+def _read(model: Model, reading: Reading) -> Scored:
+    device = next(model.parameters()).device
+    here = [reads.to(device) for reads in reading.reads]
+    found = [reading.small(reads, reads.run(model)) for reads in here]
+    return Scored(reading.values([array for part in found for _, array in off_device([(0, part)])]))

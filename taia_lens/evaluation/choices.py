@@ -8,11 +8,10 @@ import numpy as np
 
 from taia_lens.batch import Encoder
 from taia_lens.errors import SuiteError
-from taia_lens.evaluation.pieces import Piece, Scored, Setting
-from taia_lens.evaluation.spans import Span, span_logprobs
+from taia_lens.evaluation.pieces import Piece, Setting
+from taia_lens.evaluation.spans import Span, read_spans
 from taia_lens.metrics import Choices, measure_choices
 from taia_lens.suite import Row
-from taia_lens.weights import Model
 
 
 def prepare_choices(setting: Setting) -> list[Piece]:
@@ -28,8 +27,9 @@ def prepare_choices(setting: Setting) -> list[Piece]:
     for group in setting.grouped([len(s) for s in spans], [max(len(span.ids) for span in s) for s in spans]):
         asked = [_asked(setting.rows[i]) for i in group]
         content = [[[list(s.ids), s.start, list(s.targets)] for s in spans[i]] for i in group]
-        run = partial(_score, [spans[i] for i in group], asked, setting.metrics, setting.batch_size)
-        pieces.append(Piece(group, setting.key([content, asked]), run))
+        values = partial(_values, [len(spans[i]) for i in group], asked, setting.metrics)
+        reading = read_spans([span for i in group for span in spans[i]], setting.batch_size, values)
+        pieces.append(Piece(group, setting.key([content, asked]), reading))
     return pieces
 
 
@@ -59,8 +59,8 @@ def _spans(encoder: Encoder, row: Row) -> list[Span]:
     return [Span.after(prompt, tail) for tail in tails]
 
 
-def _score(spans: list[list[Span]], asked: list[_Asked], metrics: tuple[str, ...], batch_size: int, model: Model) -> Scored:
-    logprobs = span_logprobs(model, [span for row in spans for span in row], batch_size)
-    of_rows = np.split(logprobs, np.cumsum([len(row) for row in spans])[:-1])
-    rows = [Choices(found, np.array(sizes), right, tuple(labels)) for found, (sizes, right, labels) in zip(of_rows, asked, strict=True)]
-    return Scored({name: np.array([measure_choices(name, row) for row in rows]) for name in metrics})
+def _values(sizes: list[int], asked: list[_Asked], metrics: tuple[str, ...], logprobs: np.ndarray) -> dict[str, np.ndarray]:
+    """Of the choices of each row (so many) the metrics."""
+    of_rows = np.split(logprobs, np.cumsum(sizes)[:-1])
+    rows = [Choices(found, np.array(lengths), right, tuple(labels)) for found, (lengths, right, labels) in zip(of_rows, asked, strict=True)]
+    return {name: np.array([measure_choices(name, row) for row in rows]) for name in metrics}

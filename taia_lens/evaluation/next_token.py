@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import run_reads
-from taia_lens.evaluation.pieces import Piece, Scored, Setting
+from taia_lens.batch import make_batches
+from taia_lens.engine import Reads
+from taia_lens.evaluation.pieces import Piece, Reading, Setting
 from taia_lens.metrics import Context, check_rows, measure
-from taia_lens.weights import Model
 
 
 def prepare_next(setting: Setting) -> list[Piece]:
@@ -22,12 +25,15 @@ def prepare_next(setting: Setting) -> list[Piece]:
             setting.fits(setting.rows[row], length)
         prompts = [tokens[mask].tolist() for tokens, mask in zip(batch.tokens, batch.mask, strict=True)]
         answers = [batch.answer.tolist(), batch.choices.tolist(), batch.contrast.tolist()]
-        pieces.append(Piece(batch.rows, setting.key([prompts, answers]), partial(_score, batch, setting.metrics)))
+        reading = Reading((Reads.last(batch),), partial(_measured, setting.metrics), partial(_values, setting.metrics))
+        pieces.append(Piece(batch.rows, setting.key([prompts, answers]), reading))
     return pieces
 
 
-def _score(batch: Batch, metrics: tuple[str, ...], model: Model) -> Scored:
-    batch = batch.to(next(model.parameters()).device)
-    rows = torch.arange(len(batch.rows), device=batch.tokens.device)
-    found = measure(metrics, Context(batch), run_reads(model, batch.tokens, batch.mask, rows, batch.last))
-    return Scored({name: values.double().cpu().numpy() for name, values in found.items()})
+def _measured(metrics: tuple[str, ...], reads: Reads, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "metric row"]:
+    found = measure(metrics, Context(reads.batch), logits)
+    return torch.stack([found[name] for name in metrics])
+
+
+def _values(metrics: tuple[str, ...], found: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip(metrics, found[0], strict=True))

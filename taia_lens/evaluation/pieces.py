@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from taia_lens.batch import Encoder
+from taia_lens.engine import Reads
 from taia_lens.errors import SuiteError
 from taia_lens.suite import Row
 from taia_lens.weights import Model
+
+AT_ONCE = 64  # small results that leave a GPU together
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,21 @@ class Scored:
 
 
 @dataclass(frozen=True, eq=False)
+class Reading:
+    """Values that are read of forwards on known tokens, so that many recipes can be asked for at once.
+
+    Attributes:
+        reads: What is read, on the CPU; one forward each.
+        small: What one of them gave, made smaller where it is.
+        values: What all of them gave, made small, in float64: one value per row for each metric.
+    """
+
+    reads: tuple[Reads, ...]
+    small: Callable[[Reads, Tensor], Tensor] = field(repr=False)
+    values: Callable[[Sequence[np.ndarray]], Mapping[str, np.ndarray]] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Some rows of a suite, tokenized.
 
@@ -32,12 +52,12 @@ class Piece:
         rows: Where they stand in the suite.
         key: Hash of all that the values depend on besides the model: ids, answers, the task, the metrics. Neither the suite's
             name nor its other rows are in it.
-        run: Scores them on a live model.
+        how: What is read of it; or, where text is generated, what scores it on a live model.
     """
 
     rows: tuple[int, ...]
     key: str
-    run: Callable[[Model], Scored] = field(repr=False)
+    how: Reading | Callable[[Model], Scored] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,3 +100,23 @@ class Setting:
             groups[-1].append(row)
             filled += sizes[row]
         return [tuple(group) for group in groups]
+
+
+def off_device(found: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Small results of one shape, numbered, as float64 arrays: from the CPU at once, from a GPU many together.
+
+    A transfer waits for all that was asked of the GPU before it, and nothing is asked of it meanwhile.
+    """
+    waiting: list[tuple[int, Tensor]] = []
+    for i, tensor in found:
+        waiting.append((i, tensor))
+        if tensor.device.type == "cpu" or len(waiting) == AT_ONCE:
+            yield from _moved(waiting)
+            waiting = []
+    if waiting:
+        yield from _moved(waiting)
+
+
+def _moved(waiting: Sequence[tuple[int, Tensor]]) -> list[tuple[int, np.ndarray]]:
+    arrays = torch.stack([tensor for _, tensor in waiting]).detach().cpu().double().numpy()
+    return [(i, array) for (i, _), array in zip(waiting, arrays, strict=True)]

@@ -9,10 +9,9 @@ import numpy as np
 
 from taia_lens.batch import Encoder
 from taia_lens.errors import SuiteError
-from taia_lens.evaluation.pieces import Piece, Scored, Setting
-from taia_lens.evaluation.spans import Span, span_logprobs
+from taia_lens.evaluation.pieces import Piece, Setting
+from taia_lens.evaluation.spans import Span, read_spans
 from taia_lens.suite import Row
-from taia_lens.weights import Model
 
 WINDOW = 2048  # tokens of a longer text that are read together, where the model has as many positions
 
@@ -28,8 +27,9 @@ def prepare_text(setting: Setting) -> list[Piece]:
     for group in setting.grouped([len(w) for w in windows], [len(w[0].ids) for w in windows]):
         sizes = [_scored_bytes(setting.encoder, setting.rows[i]) for i in group]
         content = [[[list(s.ids), s.start, list(s.targets)] for s in windows[i]] for i in group]
-        run = partial(_score, [windows[i] for i in group], sizes, setting.metrics, setting.batch_size)
-        pieces.append(Piece(group, setting.key([content, sizes]), run))
+        some = [windows[i] for i in group]
+        reading = read_spans([span for row in some for span in row], setting.batch_size, partial(_values, some, sizes, setting.metrics))
+        pieces.append(Piece(group, setting.key([content, sizes]), reading))
     return pieces
 
 
@@ -65,11 +65,10 @@ def _windows(encoder: Encoder, row: Row, longest: int) -> list[Span]:
     return [Span.after(before if front or not i else own[i - 1 : i], own[i : i + size]) for i in starts]
 
 
-def _score(windows: list[list[Span]], sizes: list[int], metrics: tuple[str, ...], batch_size: int, model: Model) -> Scored:
-    found = span_logprobs(model, [span for row in windows for span in row], batch_size)
-    nats = -np.add.reduceat(found, np.cumsum([0, *[len(row) for row in windows[:-1]]]))
+def _values(windows: list[list[Span]], sizes: list[int], metrics: tuple[str, ...], logprobs: np.ndarray) -> dict[str, np.ndarray]:
+    nats = -np.add.reduceat(logprobs, np.cumsum([0, *[len(row) for row in windows[:-1]]]))
     per = {
         "cross_entropy": np.array([sum(len(span.targets) for span in row) for row in windows]),
         "bits_per_byte": np.array(sizes) * math.log(2),
     }
-    return Scored({name: nats / per[name] for name in metrics})
+    return {name: nats / per[name] for name in metrics}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from taia_lens.engine import padded, run_logprobs
-from taia_lens.weights import Model
+from taia_lens.batch import Batch
+from taia_lens.engine import Reads, padded
+from taia_lens.evaluation.pieces import Reading
 
 TOKENS = 2**14  # of one forward, padding included, however many sequences fit a batch
 
@@ -27,24 +30,35 @@ class Span:
         return cls((*before, *targets[:-1]), len(before) - 1, tuple(targets))
 
 
-def span_logprobs(model: Model, spans: Sequence[Span], batch_size: int) -> np.ndarray:
-    """Log-probability of each span's targets, summed, in nats."""
+def read_spans(spans: Sequence[Span], batch_size: int, values: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Reading:
+    """The log-probability of each span's targets, summed, in nats, and what is made of those of all spans."""
     sharing: dict[tuple[int, ...], list[int]] = {}  # choices of one token have one input between them: it is run once
     for i, span in enumerate(spans):
         sharing.setdefault(span.ids, []).append(i)
-    device = next(model.parameters()).device
-    sums = np.zeros(len(spans))
+    reads, owners = [], []
     for inputs in _forwards(sorted(sharing, key=len), batch_size):
-        reads = [
+        each = [
             (row, spans[i].start + k, target, i)
             for row, ids in enumerate(inputs)
             for i in sharing[ids]
             for k, target in enumerate(spans[i].targets)
         ]
-        rows, positions, targets, owners = torch.tensor(reads).T
-        found = run_logprobs(model, *padded(inputs, device), rows.to(device), positions.to(device), targets.to(device))
-        np.add.at(sums, owners.numpy(), found.double().cpu().numpy())
-    return sums
+        rows, positions, targets, owner = torch.tensor(each).T
+        reads.append(Reads(Batch.of(*padded(inputs, torch.device("cpu"))), rows, positions, targets))
+        owners.append(owner.numpy())
+    return Reading(tuple(reads), _as_read, partial(_of_sums, np.concatenate(owners), len(spans), values))
+
+
+def _as_read(reads: Reads, logprobs: Tensor) -> Tensor:
+    return logprobs
+
+
+def _of_sums(
+    owners: np.ndarray, n: int, values: Callable[[np.ndarray], dict[str, np.ndarray]], found: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    sums = np.zeros(n)
+    np.add.at(sums, owners, np.concatenate(found))
+    return values(sums)
 
 
 def _forwards(inputs: Sequence[tuple[int, ...]], batch_size: int) -> Iterator[list[tuple[int, ...]]]:

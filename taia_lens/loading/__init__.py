@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens import check
+from taia_lens.engine import plain_because
 from taia_lens.errors import PairError
 from taia_lens.loaded import Loaded
 from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
@@ -50,7 +51,8 @@ def load_one(
         found = tokenizer or tokenizer_of(source, "base", options)
         if found is None:
             raise PairError(f"{describe(source)} brings no tokenizer; put its files into the folder, or pass load_one(..., tokenizer=...)")
-        return Loaded(load_model(source, "model", found, options), found, describe(source))
+        model = Loaded(load_model(source, "model", found, options), found, describe(source))
+        return replace(model, plain_because=plain_because(model, check.probe(model)))
 
 
 def load_pair(
@@ -134,7 +136,8 @@ def inspect_pair(
             if len(brought) == 2
             else f"tokenizer of {brought[0] if brought else 'the caller'}; none to compare it with"
         )
-        return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair))))
+        why = plain_because(pair, check.probe(pair))
+        return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair)), why))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from taia_lens.lofit_paper.protocol import Protocol
 from taia_lens.lofit_paper.tasks import Fold
 from taia_lens.metric_names import METRICS
 from taia_lens.scales import Scales
-from taia_lens.scoring import Prepared, Scores, model_attrs, prepare_suite, score_scales
+from taia_lens.scoring import Prepared, Scores, model_attrs, prepare_suite, score_many_scales
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
@@ -84,14 +84,17 @@ def run(
     selections, kept = dict[str, xr.Dataset](), dict[str, Scales]()
     with tqdm(desc="test", unit="piece", leave=False, disable=not progress) as bar:
         for fold, tests in zip(folds, prepared, strict=True):
-            base.append(score_scales(model, None, tests, store=store, bar=bar))
+            here = dict[str, Scales]()
             for s in seeds:
                 where = f"{fold.name}-seed{s}"
                 selections[where] = _select(model, fold, protocol, s, store, progress)
                 for arm in arms:
                     heads = _heads(arm, selections[where], protocol.k, s)
-                    kept[f"{where}/{arm}"] = _tune(model, fold, protocol, heads, s, store, progress)
-                    found[f"{where}/{arm}"] = score_scales(model, kept[f"{where}/{arm}"], tests, store=store, bar=bar)
+                    here[f"{where}/{arm}"] = _tune(model, fold, protocol, heads, s, store, progress)
+            untouched, *scored = score_many_scales(model, [None, *here.values()], tests, store=store, bar=bar)
+            base.append(untouched)
+            found |= zip(here, scored, strict=True)
+            kept |= here
     out = _dataset(folds, prepared, arms, seeds, base, found, kept)
     attrs = _attrs(model, protocol, folds) | {"seed": seed, "batch_size": batch_size, "versions": results.versions()}
     return Outcome(out.assign_attrs(attrs), selections, kept)

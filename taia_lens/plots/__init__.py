@@ -2,11 +2,13 @@
 
 from taia_lens.plots.anatomy import anatomy_figure
 from taia_lens.plots.arms import heads_figure
+from taia_lens.plots.attribution import attribution_figure, check_figure
 from taia_lens.plots.drift import drift_figure
 from taia_lens.plots.grid import compare_figure
 from taia_lens.plots.heads import agreement_figure, head_maps_figure
 from taia_lens.plots.layers import layers_figure
-from taia_lens.plots.patching import COLOURS, DIVERGING, patch_figure
+from taia_lens.plots.maps import DIVERGING
+from taia_lens.plots.patching import COLOURS, patch_figure
 from taia_lens.plots.steering import steering_figure
 from taia_lens.plots.transfer import transfer_figure
 
@@ -15,6 +17,8 @@ __all__ = [
     "DIVERGING",
     "agreement_figure",
     "anatomy_figure",
+    "attribution_figure",
+    "check_figure",
     "compare_figure",
     "drift_figure",
     "head_maps_figure",

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from taia_lens.plots.patching import DIVERGING
+from taia_lens.plots.maps import DIVERGING
 
 SEQUENTIAL = "Cividis"
 # Panel -> its title, and what stands at the colour bar.

@@ -11,7 +11,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from taia_lens.plots.anatomy import SEQUENTIAL
-from taia_lens.plots.patching import COLOURS, DIVERGING
+from taia_lens.plots.maps import DIVERGING
+from taia_lens.plots.patching import COLOURS
 
 ACROSS = 4  # maps in a row
 BETWEEN = 110  # pixels between two rows of maps: an axis with its title, and the next map's

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from taia_lens.plots.patching import COLOURS, DIVERGING
+from taia_lens.plots.maps import DIVERGING
+from taia_lens.plots.patching import COLOURS
 from taia_lens.suite import DOMAIN_NAMES
 
 VIEWS = {"alone": "alone<br>(base + it)", "last": "last<br>(tuned - it)", "shapley": "Shapley"}

@@ -13,6 +13,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from taia_lens.errors import ResultError
+from taia_lens.plots.maps import hover_text, is_map, map_figure, map_note
 from taia_lens.suite import DOMAIN_NAMES
 
 COLOURS = {
@@ -23,11 +24,11 @@ COLOURS = {
     "resid": "#009E73",
     "head": "#CC79A7",
 }
-DIVERGING = "RdBu_r"
+ENDS = ("", "_low", "_high")
 
 
 def patch_figure(summary: xr.Dataset) -> go.Figure:
-    """The picture of a patching study: points for one layer, curves over layers, or a map of heads.
+    """The picture of a patching study: points for one layer, curves over layers, or a map of heads or positions.
 
     Args:
         summary: What `results.summary` returned for a patching result.
@@ -37,8 +38,8 @@ def patch_figure(summary: xr.Dataset) -> go.Figure:
     """
     if 0 in summary.effect.shape:
         raise ResultError("the result holds no site or no example; there is nothing to draw")
-    if _is_map(summary):
-        figure = _heads(summary)
+    if is_map(summary):
+        figure = map_figure(summary)
     elif summary.sizes["layer"] > 1:
         figure = _layers(summary)
     else:
@@ -47,20 +48,17 @@ def patch_figure(summary: xr.Dataset) -> go.Figure:
     return figure
 
 
-def _is_map(summary: xr.Dataset) -> bool:
-    return "head" in summary.dims and max(summary.sizes["head"], summary.sizes["layer"]) > 1
-
-
 def _title(summary: xr.Dataset) -> str:
     a = summary.attrs
     words = {"head": "head outputs (z)", "resid": "residual stream", "attn": "attn output", "mlp": "mlp output"}
     names = " and ".join(words[str(c)] for c in summary.component.values)
     layers = summary.layer.values
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers.min()}-{layers.max()}, one at a time"
-    where += "" if a["positions"] == "all" else f", positions {a['positions']}"
-    n = ", ".join(f"n = {int(v)} {d}" for d, v in zip(summary.domain.values, summary.n.values, strict=True))
-    note = "" if not _is_map(summary) else f"effect on {summary.metric.values[0]}, the first metric; "
-    note += f"suite {html.escape(str(a['suite']))}; {n}; 95% paired bootstrap intervals of the effect"
+    each = {"all": "", "each": ", each position by itself", "each-from-end": ", each position by itself, counted from the end"}
+    where += each.get(str(a["positions"]), f", positions {a['positions']}")
+    n = ", ".join(f"n = {int(summary.n.sel(domain=d).max())} {d}" for d in summary.domain.values)
+    note = map_note(summary) if is_map(summary) else "95% paired bootstrap intervals of the effect"
+    note = f"suite {html.escape(str(a['suite']))}; {n}; {note}"
     return f"{a['host']} with {names} of {a['donor']} patched in: {where}<br><sup>{note}</sup>"
 
 
@@ -129,10 +127,7 @@ def _row_label(summary: xr.Dataset, domain: str, component: str) -> str:
 
 
 def _hover(cell: xr.Dataset) -> str:
-    text = f"effect {float(cell.effect):+.4g} [{float(cell.effect_low):+.4g}, {float(cell.effect_high):+.4g}]"
-    if bool(cell.defined):
-        return text + f"<br>recovered {float(cell.recovered):.0%} [{float(cell.recovered_low):.0%}, {float(cell.recovered_high):.0%}]"
-    return text + "<br>recovered: undefined (donor - host is within noise)"
+    return hover_text({name: float(cell[name]) for name in ("defined", *(f"{n}{end}" for n in ("effect", "recovered") for end in ENDS))})
 
 
 def _layers(summary: xr.Dataset) -> go.Figure:
@@ -196,41 +191,3 @@ def _add_curve(figure: go.Figure, part: xr.Dataset, component: str, row: int, co
         row=row,
         col=col,
     )
-
-
-def _heads(summary: xr.Dataset) -> go.Figure:
-    """Heads: a map of the effect on the first metric by layer and head, one panel a domain; dots where the interval holds 0."""
-    metric, domains = str(summary.metric.values[0]), summary.domain.values.tolist()
-    titles = [DOMAIN_NAMES[d] for d in domains]
-    figure = make_subplots(1, len(domains), column_titles=titles, horizontal_spacing=0.08, shared_yaxes=True)
-    part = summary.sel(metric=metric).isel(component=0)
-    limit = max(float(np.abs(part.effect).max()), 1e-12)
-    for col, domain in enumerate(domains, 1):
-        cells = part.sel(domain=domain).transpose("layer", "head", ...)
-        unsure = ((cells.effect_low <= 0) & (cells.effect_high >= 0)).values
-        sizes = (range(cells.sizes["layer"]), range(cells.sizes["head"]))
-        figure.add_heatmap(
-            # As text: layers and heads that were not patched get no place on the axes.
-            x=[str(head) for head in cells["head"].values],
-            y=[str(layer) for layer in cells.layer.values],
-            z=cells.effect.values,
-            zmin=-limit,
-            zmax=limit,
-            colorscale=DIVERGING,
-            xgap=1,
-            ygap=1,
-            customdata=[[_hover(cells.isel(layer=i, head=j)) for j in sizes[1]] for i in sizes[0]],
-            text=np.where(unsure, "·", ""),
-            texttemplate="%{text}",
-            textfont={"size": 18},
-            colorbar={"title": {"text": f"effect on<br>{metric}<br>({part.unit.values})"}},
-            showscale=col == len(domains),
-            hovertemplate="layer %{y}, head %{x}<br>%{customdata}<extra></extra>",
-            row=1,
-            col=col,
-        )
-        figure.update_xaxes(title_text="head (dot: interval holds 0)", type="category", row=1, col=col)
-    figure.update_yaxes(type="category")
-    figure.update_yaxes(title_text="layer", row=1, col=1)
-    figure.update_layout(height=340 + 22 * min(summary.sizes["layer"], 40), margin={"t": 95})
-    return figure

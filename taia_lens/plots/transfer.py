@@ -10,7 +10,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from taia_lens.plots.heads import CLEAR
-from taia_lens.plots.patching import COLOURS, DIVERGING
+from taia_lens.plots.maps import DIVERGING
+from taia_lens.plots.patching import COLOURS
 from taia_lens.suite import DOMAIN_NAMES
 
 _CYCLE = tuple(COLOURS[name] for name in ("attn", "mlp", "resid", "head", "tuned", "base"))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taia_lens.batch import NO_TOKEN, Batch, Encoder, make_batches
-from taia_lens.engine import padded
+from taia_lens.engine import Reads, padded
 from taia_lens.errors import TaiaLensError
 from taia_lens.evaluation import prepare
 from taia_lens.evaluation.spans import Span
@@ -46,12 +46,22 @@ class Asked:
     targets: Int[Tensor, " read"] | None = None
     right: Int[Tensor, " row"] | None = None
 
+    @property
+    def reads(self) -> Reads:
+        """What is read: logits, or of choices only the log-probabilities of their tokens."""
+        return Reads(self.batch, self.sequences, self.positions, self.targets)
+
     def value(self, logits: Float[Tensor, "read d_vocab"]) -> Float[Tensor, " row"]:
         """One value per row; gradients pass."""
+        if self.targets is None:
+            return self.of_reads(logits)
+        return self.of_reads(logits.float().log_softmax(-1).gather(-1, self.targets[:, None]).squeeze(-1))
+
+    def of_reads(self, found: Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]) -> Float[Tensor, " row"]:
+        """One value per row of what `reads` gave."""
         if self.targets is None or self.right is None:
-            return measure((self.metric,), Context(self.batch), logits)[self.metric]
-        logprobs = logits.float().log_softmax(-1).gather(-1, self.targets[:, None]).squeeze(-1)
-        sums = torch.zeros(len(self.owner), device=logits.device).index_add(0, self.sequences, logprobs)
+            return measure((self.metric,), Context(self.batch), found)[self.metric]
+        sums = torch.zeros(len(self.owner), device=found.device).index_add(0, self.sequences, found)
         shares = [sums[self.owner == i].logsumexp(0) for i in range(len(self.rows))]
         return sums[self.right] - torch.stack(shares)
 

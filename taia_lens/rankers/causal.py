@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from taia_lens.engine import Run, applied, run_plain, run_reads
+from taia_lens.engine import run_recipes
+from taia_lens.evaluation import off_device
 from taia_lens.grafting import notes
 from taia_lens.loaded import Loaded, Shape
 from taia_lens.metric_names import METRICS
 from taia_lens.pair import Pair
 from taia_lens.rankers.asked import Asked, ask
 from taia_lens.rankers.options import Options, Ranked, metric_of
-from taia_lens.recipe import Graft, Patch, Recipe, Side
+from taia_lens.recipe import Graft, Patch, Recipe
 from taia_lens.scales import Scales
-from taia_lens.scoring import check_grafts, depends_on, prepare_suite, score_recipe, score_scales
+from taia_lens.scoring import check_grafts, depends_on, prepare_suite, score_many_scales, score_recipes
 from taia_lens.sites import Site
 from taia_lens.store import Cell, CellStore
 from taia_lens.suite import Suite
@@ -50,19 +51,17 @@ def patch(pair: Pair, suite: Suite, options: Options, store: CellStore | None, p
 
 def _patched(pair: Pair, recipes: list[Recipe], some: Asked, store: CellStore | None, bar: tqdm) -> np.ndarray:
     """Values (recipe, row); nothing is run where the store has it all."""
-    keys = [depends_on(pair, recipe, some.key) for recipe in recipes]
+    content = some.key
+    keys = [depends_on(pair, recipe, content) for recipe in recipes]
     cells = [None if store is None else store.get(key) for key in keys]
     bar.update(sum(cell is not None for cell in cells))
-    hooks = [p.site.hook for recipe, cell in zip(recipes, cells, strict=True) if cell is None for p in recipe.patches]
-    donors: dict[Side, Run] = {"tuned": run_plain(pair.tuned, some.batch, hooks)} if hooks else {}
-    for i, recipe in enumerate(recipes):
-        if cells[i] is None:
-            with applied(pair, recipe, batch=some.batch, donors=donors) as model:
-                logits = run_reads(model, some.batch.tokens, some.batch.mask, some.sequences, some.positions)
-            cells[i] = cell = Cell({some.metric: some.value(logits).double().cpu().numpy()})
-            if store is not None:
-                store.put(keys[i], cell)
-            bar.update()
+    missing = [i for i, cell in enumerate(cells) if cell is None]
+    found = run_recipes(pair, [recipes[i] for i in missing], some.reads) if missing else ()
+    for i, values in off_device((missing[k], some.of_reads(read)) for k, read in found):
+        cells[i] = cell = Cell({some.metric: values})
+        if store is not None:
+            store.put(keys[i], cell)
+        bar.update()
     return np.stack([cell.values[some.metric] for cell in cells if cell is not None])
 
 
@@ -74,8 +73,8 @@ def graft(pair: Pair, suite: Suite, options: Options, store: CellStore | None, p
         check_grafts(pair, recipe)
     prepared = [prepare_suite(pair, suite, (metric,), options.batch_size)]
     with tqdm(total=len(prepared[0].pieces) * (1 + len(recipes)), desc="graft", leave=False, disable=not progress) as bar:
-        values = [score_recipe(pair, r, prepared, store=store, bar=bar)[0].values[0] for r in (Recipe("base"), *recipes)]
-    found = np.stack(values)
+        scores = score_recipes(pair, [Recipe("base"), *recipes], prepared, store=store, bar=bar)
+    found = np.stack([of_recipe[0].values[0] for of_recipe in scores])
     said = notes(recipes[0], pair.shape)
     return effects(found[1:] - found[0], suite, metric, pair.shape, "what tuned's weights of the head do to base", notes=said)
 
@@ -87,5 +86,6 @@ def ablate(model: Loaded, suite: Suite, options: Options, store: CellStore | Non
     scales = [None, *(Scales((site,), zero - 1, zero) for site in sites)]  # (1 - 1) * z + 0
     prepared = [prepare_suite(model, suite, (metric,), options.batch_size)]
     with tqdm(total=len(prepared[0].pieces) * len(scales), desc="ablate", leave=False, disable=not progress) as bar:
-        found = np.stack([score_scales(model, s, prepared, store=store, bar=bar)[0].values[0] for s in scales])
+        scores = score_many_scales(model, scales, prepared, store=store, bar=bar)
+    found = np.stack([of_head[0].values[0] for of_head in scores])
     return effects(found[0] - found[1:], suite, metric, model.shape, f"what {model.name} loses without the head")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +118,8 @@ def row(number: int, item: Item, domain: str, task: Task, words: int | None) -> 
 
 def version() -> str:
     """This package's version, for the record."""
+    from importlib import metadata  # slow for what a shell needs at once, and needed here alone
+
     try:
         return metadata.version("taia-lens")
     except metadata.PackageNotFoundError:  # run from a tree that is not installed

@@ -12,7 +12,7 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.scales import Scales, check_fits
-from taia_lens.scoring import Prepared, Scores, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
+from taia_lens.scoring import Prepared, Scores, check_suites, metrics_of, model_attrs, prepare_suite, score_many_scales, suites_attr
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
 
@@ -59,12 +59,9 @@ def score_adapters(
         check_fits(adapter, model, other_model=other_model)
     prepared = [prepare_suite(model, suite, metrics_of(suite, metrics), batch_size) for suite in chosen]
     methods: dict[str, Scales | None] = {BASE: None, **adapters}
-    found = []
     pieces = len(methods) * sum(len(p.pieces) for p in prepared)
     with tqdm(total=pieces, desc="adapters", unit="piece", leave=False, disable=not progress) as bar:
-        for name, scales in methods.items():
-            bar.set_postfix_str(name)
-            found.append(score_scales(model, scales, prepared, store=store, bar=bar))
+        found = score_many_scales(model, list(methods.values()), prepared, store=store, bar=bar)
     attrs = model_attrs(model) | {"study": "adapters", "batch_size": batch_size, "seed": seed}
     attrs |= {"made": {name: dict(scales.made) for name, scales in adapters.items()}}
     return _dataset(prepared, methods, found).assign_attrs(attrs | {"versions": results.versions()})

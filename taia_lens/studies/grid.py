@@ -20,7 +20,17 @@ from taia_lens.errors import PairError, RecipeError, TaiaLensError
 from taia_lens.grafting import notes, resolve_sides, takes
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Recipe, Side, taia, taif
-from taia_lens.scoring import Prepared, Scores, check_grafts, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe, suites_attr
+from taia_lens.scoring import (
+    Prepared,
+    Scores,
+    check_grafts,
+    check_suites,
+    metrics_of,
+    pair_attrs,
+    prepare_suite,
+    score_recipes,
+    suites_attr,
+)
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
 from taia_lens.weights import weights
@@ -187,18 +197,16 @@ def compare(
     for entry in grid:
         check_grafts(pair, entry.recipe)
     prepared = [prepare_suite(pair, suite, metrics_of(suite, metrics), batch_size) for suite in chosen]
-    jobs = [(pair, entry) for entry in grid] + [(p, Entry(name, Recipe("tuned"), "rival")) for name, p in (rivals or {}).items()]
-    found = []
-    with tqdm(
-        total=len(jobs) * sum(len(p.pieces) for p in prepared), desc="recipes", unit="piece", leave=False, disable=not progress
-    ) as bar:
-        for of, entry in jobs:
-            bar.set_postfix_str(entry.name)
-            found.append(score_recipe(of, entry.recipe, prepared, store=store, bar=bar))
+    total = len(names) * sum(len(p.pieces) for p in prepared)
+    with tqdm(total=total, desc="recipes", unit="piece", leave=False, disable=not progress) as bar:
+        found = score_recipes(pair, [entry.recipe for entry in grid], prepared, store=store, bar=bar)
+        for name, rival in (rivals or {}).items():
+            grid.append(Entry(name, Recipe("tuned"), "rival"))
+            found += score_recipes(rival, [grid[-1].recipe], prepared, store=store, bar=bar)
     attrs = pair_attrs(pair) | {"study": "compare", "norms": sides[0], "embed": sides[1], "batch_size": batch_size, "seed": seed}
     attrs |= {"attention_share": attention_share(pair), "coalitions": _named_coalitions(pair, grid)}
     attrs |= {"notes": list(dict.fromkeys(note for entry in grid for note in notes(entry.recipe, pair.shape)))}
-    return _dataset(prepared, [entry for _, entry in jobs], found, attrs)
+    return _dataset(prepared, grid, found, attrs)
 
 
 def _dataset(prepared: list[Prepared], grid: list[Entry], found: list[list[Scores]], attrs: dict[str, object]) -> xr.Dataset:

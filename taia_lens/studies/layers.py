@@ -7,8 +7,9 @@ and the Shapley value, which shares out vanilla - base exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import xarray as xr
@@ -20,7 +21,7 @@ from taia_lens.grafting import notes
 from taia_lens.pair import Pair
 from taia_lens.players import Player, Players, players
 from taia_lens.recipe import Recipe
-from taia_lens.scoring import Prepared, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipe, suites_attr
+from taia_lens.scoring import Prepared, Work, check_suites, metrics_of, pair_attrs, prepare_suite, score_recipes, suites_attr
 from taia_lens.sites import select
 from taia_lens.store import CellStore
 from taia_lens.suite import DOMAINS, Suite
@@ -50,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """The game on this pair's prompts: a recipe in, values (metric, example) out."""
+    """The game on this pair's prompts: recipes in, the values (metric, example) of each out."""
 
     pair: Pair
     prepared: tuple[Prepared, ...]
@@ -58,13 +59,16 @@ class Board:
     store: CellStore | None
     bar: tqdm
     known: dict[str, np.ndarray] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
 
-    def __call__(self, recipe: Recipe) -> np.ndarray:
-        text = str(recipe)
-        if text not in self.known:
-            found = score_recipe(self.pair, recipe, self.prepared, store=self.store, bar=self.bar)
-            self.known[text] = results.spread(self.names, [p.metrics for p in self.prepared], [s.values for s in found])
-        return self.known[text]
+    def __call__(self, recipes: Iterable[Recipe]) -> list[np.ndarray]:
+        asked = [(str(recipe), recipe) for recipe in recipes]
+        new = {text: recipe for text, recipe in asked if text not in self.known}
+        self.bar.total = (self.bar.total or 0) + len(new) * sum(len(p.pieces) for p in self.prepared)
+        found = score_recipes(self.pair, list(new.values()), self.prepared, store=self.store, bar=self.bar, work=self.work)
+        for text, scores in zip(new, found, strict=True):
+            self.known[text] = results.spread(self.names, [p.metrics for p in self.prepared], [s.values for s in scores])
+        return [self.known[text] for text, _ in asked]
 
 
 def layers(
@@ -127,8 +131,8 @@ def layers(
     }
     attrs = pair_attrs(pair) | {"study": "layers", "players": unit, "rest": int(game.rest), "batch_size": batch_size, "seed": seed}
     attrs |= {"notes": list(notes(game.coalition(game.active, rest=False), pair.shape))}
-    attrs |= {"permutation_seed": sampling.seed, "evaluations": len(board.known), "versions": results.versions()}
-    return xr.Dataset(data, labels, attrs | {"suites": suites_attr(prepared)})
+    attrs |= {"permutation_seed": sampling.seed, "evaluations": len(board.known), "work": board.work.forwards}
+    return xr.Dataset(data, labels, attrs | {"versions": results.versions(), "suites": suites_attr(prepared)})
 
 
 def _check_views(views: Sequence[str] | None, unit: str) -> tuple[str, ...]:
@@ -149,68 +153,80 @@ def _pair_cost(members: int) -> int:
 
 
 Data = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Member = Player | None  # None is the rest
+
+
+def _members(game: Players) -> list[Member]:
+    return [*game.active, *([None] if game.rest else [])]
+
+
+def _coalition(game: Players, members: Sequence[Member]) -> Recipe:
+    return game.coalition([m for m in members if m is not None], rest=None in members)
 
 
 def _views(board: Board, game: Players, views: Sequence[str], sampling: Sampling, coords: dict) -> Data:
-    base, vanilla = board(Recipe("base")), board(Recipe("tuned"))
+    """All views; but for Shapley values, which may ask as they go, their recipes are scored together."""
+    asked = _asked(game, views)
+    value = dict(zip(asked, board(asked.values()), strict=True))
+    base, vanilla = value["base",], value["vanilla",]
     data: Data = {"base": (("metric", "example"), base), "vanilla": (("metric", "example"), vanilla)}
     if "alone" in views:
-        data |= _each(game, base, "alone", lambda p: board(game.coalition([p], rest=False)) - base)
-        if game.rest:
-            data["rest_alone"] = (("metric", "example"), board(game.coalition([], rest=True)) - base)
+        data |= _each(game, base, "alone", {m: value["alone", m] - base for m in _members(game)})
     if "last" in views:
-        others = {p: [q for q in game.active if q is not p] for p in game.active}
-        data |= _each(game, base, "last", lambda p: vanilla - board(game.coalition(others[p], rest=game.rest)))
-        if game.rest:
-            data["rest_last"] = (("metric", "example"), vanilla - board(game.coalition(game.active, rest=False)))
+        data |= _each(game, base, "last", {m: vanilla - value["last", m] for m in _members(game)})
     if "cumulative" in views:
-        data |= _cumulative(board, game, base)
+        at = [[[value["cumulated", d, s, layer] for layer in game.layers] for s in SERIES] for d in (0, 1)]
+        cumulated = np.moveaxis(np.array(at), 3, 0) - base[:, None, None, None]
+        data["cumulated"] = ("metric", "direction", "series", "layer", "example"), cumulated
     if "shapley" in views:
         data |= _shapley(board, game, base, vanilla, sampling, coords)
     return data
 
 
-def _each(game: Players, like: np.ndarray, name: str, gain: Callable[[Player], np.ndarray]) -> Data:
+def _asked(game: Players, views: Sequence[str]) -> dict[tuple, Recipe]:
+    """The recipes of all views but Shapley's. Cumulative: base with a component of all layers up to one, or from one on, from tuned."""
+    members = _members(game)
+    out: dict[tuple, Recipe] = {("base",): Recipe("base"), ("vanilla",): Recipe("tuned")}
+    if "alone" in views:
+        out |= {("alone", m): _coalition(game, [m]) for m in members}
+    if "last" in views:
+        out |= {("last", m): _coalition(game, [q for q in members if q is not m]) for m in members}
+    for series in SERIES if "cumulative" in views else ():
+        parts = [p for p in game.active if series in ("both", p.unit)]
+        for layer in game.layers:
+            out["cumulated", 0, series, layer] = game.coalition([p for p in parts if p.layer <= layer], rest=False)
+            out["cumulated", 1, series, layer] = game.coalition([p for p in parts if p.layer >= layer], rest=False)
+    return out
+
+
+def _each(game: Players, like: np.ndarray, name: str, gain: Mapping[Member, np.ndarray]) -> Data:
     out = np.zeros((like.shape[0], len(game.layers), len(game.units), like.shape[1]))
     out += 0 * like[:, None, None]  # NaN where a metric does not apply to an example
     for player in game.active:
         layer, part = game.coords(player)
-        out[:, layer, part] = gain(player)
-    return {name: (("metric", "layer", "part", "example"), out)}
-
-
-def _cumulative(board: Board, game: Players, base: np.ndarray) -> Data:
-    """Base with a component of all layers up to one (below), or from one on (above), from tuned; the value less base's."""
-    out = np.zeros((base.shape[0], 2, len(SERIES), len(game.layers), base.shape[1])) + 0 * base[:, None, None, None]
-    for s, series in enumerate(SERIES):
-        parts = [p for p in game.active if series in ("both", p.unit)]
-        for i, layer in enumerate(game.layers):
-            below, above = [p for p in parts if p.layer <= layer], [p for p in parts if p.layer >= layer]
-            out[:, 0, s, i] = board(game.coalition(below, rest=False)) - base
-            out[:, 1, s, i] = board(game.coalition(above, rest=False)) - base
-    return {"cumulated": (("metric", "direction", "series", "layer", "example"), out)}
+        out[:, layer, part] = gain[player]
+    rest: Data = {f"rest_{name}": (("metric", "example"), gain[None])} if game.rest else {}
+    return {name: (("metric", "layer", "part", "example"), out)} | rest
 
 
 def _shapley(board: Board, game: Players, base: np.ndarray, vanilla: np.ndarray, sampling: Sampling, coords: dict) -> Data:
     """Mean over sampled orders of what each player adds to those before it; every order's additions sum to vanilla - base."""
-    members: list[Player | None] = [*game.active, *([None] if game.rest else [])]
-    parts = _parts(coords)
-    total, pairs, spent = np.zeros((len(members), *base.shape)), list[np.ndarray](), 0
-    for order in _orders(len(members), sampling.seed):
-        cost = _pair_cost(len(members))
-        if pairs and (spent + cost > sampling.budget or _precise(pairs, sampling.target_se)):
-            break
-        there, back = (_marginals(board, game, members, o, base, vanilla) for o in (order, order[::-1]))
-        both = (there + back) / 2
-        total, spent = total + both, spent + cost
-        pairs.append(np.stack([_mean(both[..., where]) for where in parts.values()], axis=-1))
-        if len(members) < 3:  # the two orders of two players are all there are: exact, with no spread
-            pairs *= 2
-            break
-    mean = dict(zip(members, total / (len(pairs) if len(members) > 2 else 1), strict=True))
-    data = _each(game, base, "shapley", lambda p: mean[p])
-    if game.rest:
-        data["rest_shapley"] = (("metric", "example"), mean[None])
+    members, parts, orders = _members(game), _parts(coords), _orders(len(_members(game)), sampling.seed)
+    total, pairs = np.zeros((len(members), *base.shape)), list[np.ndarray]()
+    exact = len(members) < 3  # the two orders of two players are all there are
+    most = 1 if exact else max(1, sampling.budget // _pair_cost(len(members)))
+    # Without a target, nothing decides on the way. The more orders are asked for together, the more begin alike.
+    together = most if sampling.target_se is None else 1
+    while len(pairs) < most and not _precise(pairs, sampling.target_se):
+        some = list(islice(orders, min(together, most - len(pairs))))
+        board(recipe for order in some for way in (order, order[::-1]) for recipe in _chain(game, members, way))
+        for order in some:
+            there, back = (_marginals(board, game, members, way, base, vanilla) for way in (order, order[::-1]))
+            both = (there + back) / 2
+            total += both
+            pairs.append(np.stack([_mean(both[..., where]) for where in parts.values()], axis=-1))
+    data = _each(game, base, "shapley", dict(zip(members, total / len(pairs), strict=True)))
+    pairs *= 2 if exact else 1  # no spread
     spread = np.zeros((len(pairs), base.shape[0], len(game.layers), len(game.units), len(parts)))
     for i, player in enumerate(game.active):
         layer, part = game.coords(player)
@@ -245,15 +261,17 @@ def _precise(pairs: list[np.ndarray], target: float | None) -> bool:
     return bool(np.nanmax(se) <= target)
 
 
+def _chain(game: Players, members: Sequence[Member], order: np.ndarray) -> list[Recipe]:
+    """The coalitions that an order goes through, without its two ends; each has one more member than the one before."""
+    return [_coalition(game, [members[i] for i in order[:n]]) for n in range(1, len(order))]
+
+
 def _marginals(
-    board: Board, game: Players, members: Sequence[Player | None], order: np.ndarray, base: np.ndarray, vanilla: np.ndarray
+    board: Board, game: Players, members: Sequence[Member], order: np.ndarray, base: np.ndarray, vanilla: np.ndarray
 ) -> np.ndarray:
     """What each member adds to those before it in this order: (member, metric, example)."""
     out = np.zeros((len(members), *base.shape))
-    before, inside, rest = base, list[Player](), False
-    for position, i in enumerate(order):
-        member = members[i]
-        rest, inside = (True, inside) if member is None else (rest, [*inside, member])
-        value = vanilla if position == len(order) - 1 else board(game.coalition(inside, rest=rest))
-        out[i], before = value - before, value
+    values = [base, *board(_chain(game, members, order)), vanilla]
+    for i, before, after in zip(order, values, values[1:], strict=False):
+        out[i] = after - before
     return out

@@ -6,27 +6,30 @@ time the host gets the activation that the donor computed from its own residual 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import ActivationStore, Readout, Run, evaluate, run_plain
+from taia_lens.engine import ActivationStore, Reads, Run, run_recipes
 from taia_lens.errors import SiteError, SuiteError, TaiaLensError
+from taia_lens.evaluation import off_device
 from taia_lens.metric_names import check_metrics
 from taia_lens.metrics import Context, measure
 from taia_lens.pair import Pair
+from taia_lens.positions import by_length, every, has, tokens_at
 from taia_lens.recipe import Patch, Recipe, Side, other
 from taia_lens.scoring import depends_on
-from taia_lens.sites import Positions, Site, parse_positions, patchable, select
+from taia_lens.sites import EACH, Positions, Site, parse_positions, patchable, select
 from taia_lens.store import Cell, CellStore, key_of
 from taia_lens.suite import Suite
 
@@ -36,25 +39,34 @@ NOISE_ROWS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sites to patch, one at a time, laid out along the result's dims."""
+    """Which sites to patch, one at a time, laid out along the result's dims; with `each`, at one of these positions at a time."""
 
     components: tuple[str, ...]
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     positions: Positions
     source: Side
+    each: tuple[int, ...] = ()
 
     @property
     def coords(self) -> dict[str, tuple]:
         out: dict[str, tuple] = {"component": self.components, "layer": self.layers}
-        return out | ({"head": self.heads} if self.heads else {})
+        return out | ({"head": self.heads} if self.heads else {}) | ({"pos": self.each} if self.each else {})
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(c, layer, head) for c in self.components for layer in self.layers for head in self.heads or (None,)]
 
     @property
     def recipes(self) -> list[Recipe]:
-        """One recipe a site, the last dim running fastest."""
-        heads = self.heads or (None,)
-        sites = [Site(c, layer, head) for c in self.components for layer in self.layers for head in heads]
-        return [Recipe(other(self.source), (Patch(site, self.source, self.positions),)) for site in sites]
+        """One recipe a site and place, the last dim running fastest."""
+        places: list[Positions] = [(position,) for position in self.each] or [self.positions]
+        return [Recipe(other(self.source), (Patch(site, self.source, at),)) for site in self.sites for at in places]
+
+    def on(self, batch: Batch) -> list[int]:
+        """Which of the recipes a batch's rows can have: those of positions that are there."""
+        there = [has(batch, position) for position in self.each] or [True]
+        return [i for i in range(len(self.sites) * len(there)) if there[i % len(there)]]
 
 
 def plan_patch(
@@ -75,7 +87,7 @@ def plan_patch(
     if source not in ("base", "tuned"):
         raise SiteError(f"no source {source!r}; activations come from base or tuned")
     chosen = select(heads, pair.shape.n_heads, "head") if components == ("head",) else ()
-    return Plan(components, select(layers, pair.shape.n_layers, "layer"), chosen, parse_positions(positions), source)
+    return Plan(components, select(layers, pair.shape.n_layers, "layer"), chosen, parse_positions(positions, each=True), source)
 
 
 def patch(
@@ -102,7 +114,8 @@ def patch(
         component: `attn`, `mlp`, `head` or `resid`, or a list of them (head by itself).
         layers: `all`, a number, a list, or a text like `8-15`.
         heads: For the component head: which; all where None.
-        positions: `all`, `last`, or token positions (negative ones from the prompt's end), patched together.
+        positions: `all`, `last`, or token positions (negative ones from the prompt's end), patched together; or `each`, every
+            position by itself, counted from the start, or `each-from-end`, where -1 is the position that predicts the answer.
         source: The donor; the host is the other side.
         metrics: Names from `metric_names.METRICS`.
         batch_size: Rows at a time; it changes speed, not results.
@@ -112,8 +125,10 @@ def patch(
         progress: Show a bar, in a notebook or on stderr.
 
     Returns:
-        `host` and `donor` (metric, example), `patched` (metric, component, layer[, head], example), `noise` (metric): the mean
+        `host` and `donor` (metric, example), `patched` (metric, component, layer[, head][, pos], example), `noise` (metric): the mean
         change that patching the host with itself, one row at a time, makes. `results.summary` gives means and intervals.
+        With `pos`, which goes to the end of the longest prompt, `patched` is NaN where a prompt has no such position, and
+        `token` (pos) is what stands there in all prompts, empty where they differ or one is too short.
 
     Raises:
         SiteError, SuiteError, TaiaLensError: Something asked for does not exist.
@@ -122,22 +137,34 @@ def patch(
     names = check_metrics(metrics)
     if seed < 0:
         raise TaiaLensError(f"the seed is {seed}; write 0 or more")
-    batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
-    for batch in batches:  # every row has these positions and fits the model, or nothing is run
-        batch.at(plan.positions)
-        if batch.tokens.shape[1] > pair.base.cfg.n_ctx:
-            raise SuiteError(f"a prompt has {batch.tokens.shape[1]} tokens and the model has {pair.base.cfg.n_ctx} positions; shorten it")
+    plan, batches = _laid_out(pair, plan, suite, batch_size)
     kept = Kept(None if cache is None else ActivationStore(Path(cache)), store)
     values = np.full((2 + len(plan.recipes), len(names), len(suite)), np.nan)
-    with tqdm(total=len(batches) * len(values), desc="patching", unit="forward", leave=False, disable=not progress) as bar:
+    total = sum(2 + len(plan.on(batch)) for batch in batches)
+    with tqdm(total=total, desc="patching", unit="forward", leave=False, disable=not progress) as bar:
         for batch in batches:
-            values[:, :, list(batch.rows)] = _batch_values(pair, plan, batch, names, kept, bar)
+            run = [0, 1, *(2 + i for i in plan.on(batch))]
+            values[np.ix_(run, range(len(names)), batch.rows)] = _batch_values(pair, plan, batch, names, kept, bar)
     host, donor, patched = values[0], values[1], np.moveaxis(values[2:], 0, 1)
     shaped = patched.reshape(len(names), *(len(v) for v in plan.coords.values()), len(suite))
     noise = _noise(pair, plan, suite, names, host)
-    return results.patch_dataset(
-        host, donor, shaped, noise, metrics=names, coords=plan.coords, suite=suite, attrs=_attrs(pair, plan, suite, batch_size, seed)
-    )
+    tokens = tokens_at(batches, plan.each, pair.tokenizer)
+    attrs = _attrs(pair, plan, suite, batch_size, seed)
+    return results.patch_dataset(host, donor, shaped, noise, metrics=names, coords=plan.coords, suite=suite, attrs=attrs, tokens=tokens)
+
+
+def _laid_out(pair: Pair, plan: Plan, suite: Suite, batch_size: int) -> tuple[Plan, list[Batch]]:
+    """The batches, and the plan with the positions that they have; every row has those asked for and fits, or nothing is run."""
+    batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
+    longest = max(batch.tokens.shape[1] for batch in batches)
+    if longest > pair.base.cfg.n_ctx:
+        raise SuiteError(f"a prompt has {longest} tokens and the model has {pair.base.cfg.n_ctx} positions; shorten it")
+    if plan.positions in EACH:
+        batches = by_length(batches)
+        return replace(plan, each=every(batches, from_end=plan.positions == "each-from-end")), batches
+    for batch in batches:
+        batch.at(plan.positions)
+    return plan, batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,49 +178,49 @@ class Kept:
 def _batch_values(pair: Pair, plan: Plan, batch: Batch, names: Sequence[str], kept: Kept, bar: tqdm) -> np.ndarray:
     """Host, donor and every recipe on one batch, (recipe, metric, row); nothing is run where the store has it all."""
     host = other(plan.source)
-    recipes = [Recipe(host), Recipe(plan.source), *plan.recipes]
-    keys = [_depends_on(pair, plan, recipe, batch, names) for recipe in recipes]
+    patches = plan.recipes
+    recipes = [Recipe(host), Recipe(plan.source), *(patches[i] for i in plan.on(batch))]
+    content = _content(plan, batch, names)
+    # Both models, since some metrics hold the logits against the unedited sides'.
+    keys = [depends_on(pair, recipe, content, sides=("base", "tuned")) for recipe in recipes]
     cells = [None if kept.cells is None else kept.cells.get(key) for key in keys]
     bar.update(sum(cell is not None for cell in cells))
-    if any(cell is None for cell in cells):
-        runs = _runs(pair, plan, batch, kept.activations)
-        read = _readout(names, batch, runs, plan.source)
-        for i, recipe in enumerate(recipes):
-            if cells[i] is not None:
-                continue
-            logits = runs[recipe.host].logits
-            found = evaluate(pair, [recipe], batch, read, donors=runs) if recipe.edits else read(logits)
-            cells[i] = cell = Cell({name: found[name].double().cpu().numpy().reshape(-1) for name in names})
-            if kept.cells is not None:
-                kept.cells.put(keys[i], cell)
-            bar.update()
+    missing = [i for i, cell in enumerate(cells) if cell is None]
+    found = _measured(pair, recipes, missing, batch, names, _donor(pair, plan, batch, kept.activations)) if missing else ()
+    for i, values in off_device(found):
+        cells[i] = cell = Cell(dict(zip(names, values, strict=True)))
+        if kept.cells is not None:
+            kept.cells.put(keys[i], cell)
+        bar.update()
     return np.stack([[cell.values[name] for name in names] for cell in cells if cell is not None])
 
 
-def _depends_on(pair: Pair, plan: Plan, recipe: Recipe, batch: Batch, names: Sequence[str]) -> dict[str, Any]:
-    """Everything that a cell's numbers depend on: both models, since some metrics hold the logits against the unedited sides'."""
-    content = [batch.key, plan.source, *names, *(t.tolist() for t in (batch.answer, batch.choices, batch.contrast))]
-    return depends_on(pair, recipe, key_of({"patch": content}), sides=("base", "tuned"))
+def _donor(pair: Pair, plan: Plan, batch: Batch, store: ActivationStore | None) -> dict[Side, Run]:
+    """The donor with its activations at the sites asked for, from the store; without one the engine runs it beside the others."""
+    hooks = list(dict.fromkeys(site.hook for site in plan.sites))
+    return {} if store is None else {plan.source: store.run(pair, plan.source, batch, hooks)}
 
 
-def _runs(pair: Pair, plan: Plan, batch: Batch, store: ActivationStore | None) -> dict[Side, Run]:
-    """Both sides unedited; the donor with its activations at the sites asked for, and at no other."""
-    hooks = list(dict.fromkeys(patch.site.hook for recipe in plan.recipes for patch in recipe.patches))
-    host = other(plan.source)
-    if store is None:
-        donor = run_plain(pair.side(plan.source), batch, hooks)
-    else:
-        donor = store.run(pair, plan.source, batch, hooks)
-    return {host: run_plain(pair.side(host), batch), plan.source: donor}
+def _measured(
+    pair: Pair, recipes: Sequence[Recipe], wanted: Sequence[int], batch: Batch, names: Sequence[str], donors: Mapping[Side, Run]
+) -> Iterator[tuple[int, Float[Tensor, "metric row"]]]:
+    """Numbers of the wanted recipes, all run together. The first two are host and donor, which every other is held against."""
+    ends = {side: run.logits for side, run in donors.items()}
+    asked = [i for i in sorted({0, 1, *wanted}) if recipes[i].edits or recipes[i].host not in ends]
+    for k, logits in run_recipes(pair, [recipes[i] for i in asked], Reads.last(batch), donors=donors):
+        recipe, ready = recipes[asked[k]], [asked[k]]
+        if not recipe.edits:  # these come first, and none of them is measured before the other
+            ends[recipe.host] = logits
+            ready = [i for i in (0, 1) if i in wanted and len(ends) == 2]
+        for i in ready:
+            context = Context(batch, host=ends[recipes[0].host], donor=ends[recipes[1].host])
+            found = measure(tuple(names), context, logits if recipes[i].edits else ends[recipes[i].host])
+            yield i, torch.stack([found[name] for name in names])
 
 
-def _readout(names: Sequence[str], batch: Batch, runs: dict[Side, Run], source: Side) -> Readout:
-    context = Context(batch, host=runs[other(source)].logits, donor=runs[source].logits)
-    return partial(measure, tuple(names), context)
-
-
-def _stack(found: Mapping[str, torch.Tensor], names: Sequence[str]) -> np.ndarray:
-    return np.stack([found[name].double().cpu().numpy() for name in names])
+def _content(plan: Plan, batch: Batch, names: Sequence[str]) -> str:
+    """The key of what a cell's numbers depend on besides models and recipe."""
+    return key_of({"patch": [batch.key, plan.source, *names, *(t.tolist() for t in (batch.answer, batch.choices, batch.contrast))]})
 
 
 def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
@@ -202,18 +229,13 @@ def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.
     Neither changes anything but rounding, so the mean change of a row is what rounding explains of a mean.
     """
     side, changes = other(plan.source), []
-    sites = [p.site for recipe in plan.recipes for p in recipe.patches]
-    recipe = Recipe(side, tuple(Patch(site, side, plan.positions) for site in sites))
+    recipe = Recipe(side, tuple(Patch(site, side, "all" if plan.each else plan.positions) for site in plan.sites))
     rows = np.arange(0, len(suite), -(-len(suite) // NOISE_ROWS))
     some = Suite(suite.name, tuple(suite.rows[i] for i in rows))
     for batch in make_batches(some, pair.tokenizer, 1):
         batch = batch.to(pair.device)
-        runs = {
-            side: run_plain(pair.side(side), batch, [site.hook for site in sites]),
-            plan.source: run_plain(pair.side(plan.source), batch),
-        }
-        found = evaluate(pair, [recipe], batch, _readout(names, batch, runs, plan.source), donors=runs)
-        changes.append(np.abs(_stack(found, names)[:, 0] - host[:, rows[list(batch.rows)]]))
+        ((_, found),) = off_device(_measured(pair, [Recipe(side), Recipe(plan.source), recipe], [2], batch, names, {}))
+        changes.append(np.abs(found - host[:, rows[list(batch.rows)]]))
     return np.concatenate(changes, axis=1).mean(axis=1)
 
 

@@ -23,7 +23,7 @@ from taia_lens.lofit import heads_of, how_many, top_heads
 from taia_lens.metric_names import METRICS
 from taia_lens.rankers import Options, directions, iti_scales, repe_directions, repe_scales
 from taia_lens.scales import Scales, check_fits
-from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
+from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_many_scales, suites_attr
 from taia_lens.sites import Site, select
 from taia_lens.store import CellStore
 from taia_lens.suite import Suite
@@ -100,9 +100,8 @@ def steer(
     steered = {method: unit} | {f"random {i}": _shuffled(unit, seed, i) for i in range(controls)}
     with tqdm(desc="steer", unit="piece", leave=False, disable=not progress) as bar:
         swept = _sweep(model, steered, strengths, (judge, *tests), store, bar)
-        others = {
-            name: [s.values for s in score_scales(model, scales, tests, store=store, bar=bar)] for name, scales in (arms or {}).items()
-        }
+        scored = score_many_scales(model, list((arms or {}).values()), tests, store=store, bar=bar)
+    others = {name: [s.values for s in scores] for name, scores in zip(arms or {}, scored, strict=True)}
     found = _Found(swept, others, {name: scales.numbers for name, scales in {**steered, **(arms or {})}.items()})
     attrs = _attrs(model, unit, method, (train, fitted_on, judged_on), judge.metrics[0], tests, validation is None)
     return _dataset(found, strengths, tests, judge).assign_attrs(
@@ -241,15 +240,11 @@ def _sweep(
     model: Loaded, steered: Mapping[str, Scales], alphas: Sequence[float], prepared: Sequence[Prepared], store: CellStore | None, bar: tqdm
 ) -> dict[str, list[list[np.ndarray]]]:
     """Values by direction, alpha and suite; alpha 0 is scored once, and is the model as it is."""
-    base = [scores.values for scores in score_scales(model, None, prepared, store=store, bar=bar)]
-    out: dict[str, list[list[np.ndarray]]] = {}
-    for name, unit in steered.items():
-        bar.set_postfix_str(name)
-        out[name] = []
-        for alpha in alphas:
-            at = replace(unit, offset=alpha * unit.offset)
-            out[name].append(base if alpha == 0 else [s.values for s in score_scales(model, at, prepared, store=store, bar=bar)])
-    return out
+    strong = [alpha for alpha in alphas if alpha != 0]
+    asked = [None, *(replace(unit, offset=alpha * unit.offset) for unit in steered.values() for alpha in strong)]
+    base, *scored = [[s.values for s in scores] for scores in score_many_scales(model, asked, prepared, store=store, bar=bar)]
+    rest = iter(scored)
+    return {name: [base if alpha == 0 else next(rest) for alpha in alphas] for name in steered}
 
 
 def _best(validated: np.ndarray, alphas: Sequence[float], metric: str) -> float:

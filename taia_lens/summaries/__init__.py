@@ -1,6 +1,7 @@
 """Summaries: a study's result (every example kept) in, means, intervals, tests and the sentence out. Imports no torch."""
 
 from taia_lens.summaries.adapters import adapters_summary
+from taia_lens.summaries.attribution import attribution_summary
 from taia_lens.summaries.drift import drift_summary
 from taia_lens.summaries.grid import grid_summary, sentences
 from taia_lens.summaries.heads import heads_summary
@@ -12,6 +13,7 @@ from taia_lens.summaries.transfer import transfer_sentences, transfer_summary
 
 __all__ = [
     "adapters_summary",
+    "attribution_summary",
     "drift_summary",
     "grid_summary",
     "heads_sentences",

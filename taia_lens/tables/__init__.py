@@ -2,6 +2,7 @@
 
 from taia_lens.tables.adapters import adapters_note, adapters_records, adapters_tables
 from taia_lens.tables.anatomy import anatomy_records, anatomy_tables
+from taia_lens.tables.attribution import attribution_note, attribution_tables, check_records
 from taia_lens.tables.drift import drift_note, drift_records, drift_tables
 from taia_lens.tables.grid import effect_records, grid_records, grid_tables
 from taia_lens.tables.heads import heads_note, heads_records, heads_report, heads_tables
@@ -18,7 +19,10 @@ __all__ = [
     "adapters_tables",
     "anatomy_records",
     "anatomy_tables",
+    "attribution_note",
+    "attribution_tables",
     "cells",
+    "check_records",
     "cumulated_tables",
     "drift_note",
     "drift_records",

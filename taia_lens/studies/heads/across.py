@@ -13,7 +13,7 @@ from taia_lens import results
 from taia_lens.errors import TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, heads_of, how_many, select, select_settings, top_heads, tune_settings
-from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_scales, suites_attr
+from taia_lens.scoring import Prepared, check_suites, metrics_of, model_attrs, prepare_suite, score_many_scales, suites_attr
 from taia_lens.sites import Site
 from taia_lens.store import CellStore
 from taia_lens.studies.heads.arms import Arm, Bench, draw_heads, kept, mask_of, overlap_notes, spread_scores
@@ -117,14 +117,12 @@ def _run(benches: Mapping[str, Bench], rows: Rows, seeds: Sequence[int], progres
     value, base = [], []
     with tqdm(total=pieces * (1 + len(rows) * len(seeds)), desc="arms", unit="piece", leave=False, disable=not progress) as bar:
         for task, bench in benches.items():
-            untouched = score_scales(bench.base, None, bench.prepared, store=bench.store, bar=bar)
-            base.append(spread_scores(bench.prepared, names, untouched))
-            block = []
-            for row, by_seed in rows.items():
-                bar.set_postfix_str(f"{row} on {task}")
-                scores = [bench.tuned(Arm("offsets", row, "top", s, by_seed[s]), bar)[0] for s in seeds]
-                block.append([spread_scores(bench.prepared, names, one) for one in scores])
-            value.append(np.array(block))  # (row, seed, metric, example)
+            arms = [Arm(f"{task}:", row, "top", s, by_seed[s]) for row, by_seed in rows.items() for s in seeds]
+            tuned = [bench.tuned(arm, bar) for arm in arms]
+            scores = score_many_scales(bench.base, [None, *tuned], bench.prepared, store=bench.store, bar=bar)
+            untouched, *of_arms = [spread_scores(bench.prepared, names, one) for one in scores]
+            base.append(untouched)
+            value.append(np.array(of_arms).reshape(len(rows), len(seeds), *untouched.shape))  # (row, seed, metric, example)
     whole = np.concatenate(value, axis=-1).transpose(2, 0, 1, 3)
     return {"value": (("metric", "row", "seed", "example"), whole), "base": (("metric", "example"), np.concatenate(base, axis=-1))}
 

@@ -20,7 +20,8 @@ from taia_lens.loaded import Loaded
 from taia_lens.lofit import Settings, tune
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Recipe
-from taia_lens.scoring import Prepared, Scores, score_recipe, score_scales
+from taia_lens.scales import Scales
+from taia_lens.scoring import Prepared, Scores, score_many_scales, score_recipes
 from taia_lens.sites import Site
 from taia_lens.store import CellStore, open_store
 from taia_lens.suite import Suite
@@ -70,21 +71,29 @@ class Bench:
     prepared: tuple[Prepared, ...]
     store: CellStore
 
-    def run(self, arm: Arm, bar: tqdm) -> tuple[list[Scores], int]:
-        """The arm's scores, and how many numbers it changes: what offsets train, or what a graft takes."""
-        bar.set_postfix_str(arm.name)
-        if arm.recipe is None:
-            found = self.tuned(arm, bar)
-        elif isinstance(self.subject, Pair):
-            found = score_recipe(self.subject, arm.recipe, self.prepared, store=self.store, bar=bar), taken(self.subject, arm.recipe)
-        else:
-            found = score_scales(self.base, None, self.prepared, store=self.store, bar=bar), 0
-        return found
+    def run(self, arms: Sequence[Arm], bar: tqdm) -> list[tuple[list[Scores], int]]:
+        """Each arm's scores, and how many numbers it changes: what offsets train, or what a graft takes.
 
-    def tuned(self, arm: Arm, bar: tqdm) -> tuple[list[Scores], int]:
+        What needs no training is scored first; offsets together, once the last are trained.
+        """
+        found: dict[int, tuple[list[Scores], int]] = {}
+        recipes = {i: arm.recipe for i, arm in enumerate(arms) if arm.recipe is not None}
+        if isinstance(self.subject, Pair):
+            scores = score_recipes(self.subject, list(recipes.values()), self.prepared, store=self.store, bar=bar)
+            found |= {i: (of_arm, taken(self.subject, recipes[i])) for i, of_arm in zip(recipes, scores, strict=True)}
+        else:  # the model as it is: one model has no other recipe
+            scores = score_many_scales(self.base, [None] * len(recipes), self.prepared, store=self.store, bar=bar)
+            found |= {i: (of_arm, 0) for i, of_arm in zip(recipes, scores, strict=True)}
+        tuned = {i: self.tuned(arm, bar) for i, arm in enumerate(arms) if arm.recipe is None}
+        scores = score_many_scales(self.base, list(tuned.values()), self.prepared, store=self.store, bar=bar)
+        found |= {i: (of_arm, tuned[i].offset.numel()) for i, of_arm in zip(tuned, scores, strict=True)}
+        return [found[i] for i in range(len(arms))]
+
+    def tuned(self, arm: Arm, bar: tqdm) -> Scales:
+        """Offsets on the arm's heads."""
+        bar.set_postfix_str(f"training {arm.name}")
         settings = replace(self.settings, seed=max(0, arm.seed))
-        scales = tune(self.base, self.train, arm.heads, validation=self.validation, settings=settings, every=self.every, store=self.store)
-        return score_scales(self.base, scales, self.prepared, store=self.store, bar=bar), scales.offset.numel()
+        return tune(self.base, self.train, arm.heads, validation=self.validation, settings=settings, every=self.every, store=self.store)
 
 
 def graft_heads(heads: Sequence[Site]) -> Recipe:

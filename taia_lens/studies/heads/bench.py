@@ -101,7 +101,7 @@ def heads(
         bench = Bench(subject, base, train, validation, settings, every, prepared, cells)
         total = len(arms) * sum(len(p.pieces) for p in prepared)
         with tqdm(total=total, desc="arms", unit="piece", leave=False, disable=not progress) as bar:
-            found = [bench.run(arm, bar) for arm in arms]
+            found = bench.run(arms, bar)
     said = [*rankings.attrs["notes"], *overlap_notes(train, chosen)]
     if isinstance(subject, Pair) and "graft" in checks:
         said += notes(graft_heads(sites), subject.shape)

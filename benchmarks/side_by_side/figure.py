@@ -1,0 +1,56 @@
+"""The picture of a run: each contender's time as a multiple of the limit, one row a model and sweep."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from side_by_side.report import OURS, Record, median, to_limit
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# Okabe and Ito's colours, which people who see few colours can tell apart too; ours is black.
+COLOURS = ("#000000", "#999999", "#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9")
+SYMBOLS = ("diamond", "circle", "square", "triangle-up", "triangle-down", "cross", "x", "star")
+
+
+def figure(records: Sequence[Record]) -> go.Figure:
+    """Dots on a log scale; 1 is the plan's work at the plain forward's throughput."""
+    names = list(dict.fromkeys(name for one in records for name in one["contenders"]))
+    made = go.Figure()
+    for i, name in enumerate(names):
+        some = [one for one in records if median(one, name) is not None]
+        made.add_scatter(
+            x=[to_limit(one, name) for one in some],
+            y=[_row(one) for one in some],
+            customdata=[median(one, name) for one in some],
+            mode="markers",
+            name=name,
+            marker={"color": COLOURS[i % 8], "symbol": SYMBOLS[i % 8], "size": 12 if name == OURS else 9},
+            hovertemplate="%{y}<br>%{x:.2f} x the limit, %{customdata:.3g} s<extra>" + name + "</extra>",
+        )
+    made.add_vline(x=1, line={"color": "#666", "dash": "dash"}, annotation_text="limit", annotation_position="top")
+    rows = list(dict.fromkeys(_row(one) for one in records))
+    made.update_xaxes(type="log", title="time, as a multiple of the limit", gridcolor="#ddd", dtick="D2")
+    made.update_yaxes(categoryorder="array", categoryarray=rows[::-1], gridcolor="#eee", automargin=True)
+    legend = {"orientation": "h", "y": -90 / (30 * len(rows) + 160), "yanchor": "top"}
+    return made.update_layout(template="plotly_white", height=30 * len(rows) + 220, width=1000, legend=legend, margin={"t": 40})
+
+
+def _row(one: Record) -> str:
+    card = "" if one["machine"]["device"] == "cpu" else f" ({one['machine']['name']})"
+    return f"{one['model']}{card}: {one['words']}"
+
+
+def write(records: Sequence[Record], folder: Path, runs: Path) -> Path:
+    """An SVG in `folder` where a browser can draw it, else a page in `runs`."""
+    made = figure(records)
+    if any(shutil.which(browser) for browser in BROWSERS):
+        path = folder / "sweeps.svg"
+        made.write_image(path, width=1000, height=made.layout.height)
+        return path
+    runs.mkdir(exist_ok=True)
+    made.write_html(runs / "sweeps.html", include_plotlyjs=True)
+    return runs / "sweeps.html"

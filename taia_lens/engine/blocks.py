@@ -1,0 +1,301 @@
+"""One block at a time, on whatever rows, for any architecture: what a model gives its blocks is recorded once and given again.
+
+Masks, rotary embeddings and whatever else a block is called with are the model's own: a forward whose blocks are stood in for by
+the identity makes them, and the block is called with them later, on other residual streams of the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from taia_lens.engine.reads import read_hook
+from taia_lens.errors import SiteError
+from taia_lens.sites import COMPONENTS, Site
+from taia_lens.weights import Model
+
+Keys = tuple[Tensor, Tensor]
+"""Keys and values of one layer: (batch, kv head, pos, d_head)."""
+
+
+@dataclass(eq=False)
+class Prefix:
+    """What stands for the model's cache while one block is run: keys and values of the positions before those that are run."""
+
+    before: Keys | None = None
+    own: Keys | None = None
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object) -> Keys:
+        self.own = keys, values
+        if self.before is None:
+            return keys, values
+        return torch.cat([self.before[0], keys], dim=-2), torch.cat([self.before[1], values], dim=-2)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0 if self.before is None else self.before[0].shape[-2]
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """What a model gave its blocks for some copies of a batch, and for one row of it: what differs between them is by row."""
+
+    many: list[tuple[tuple, dict[str, Any]]]
+    one: list[tuple[tuple, dict[str, Any]]]
+
+    def of(self, layer: int, rows: slice, prefix: Prefix) -> tuple[tuple, dict[str, Any]]:
+        """A block's arguments after the residual stream, for these rows."""
+        (args, named), (args_one, named_one) = self.many[layer], self.one[layer]
+        return _cut(args, args_one, rows, prefix), _cut(named, named_one, rows, prefix)
+
+
+def _cut(many: Any, one: Any, rows: slice, prefix: Prefix) -> Any:
+    if isinstance(many, Tensor):
+        return many if isinstance(one, Tensor) and many.shape == one.shape else many[rows]
+    if isinstance(many, Cache):
+        return prefix
+    if isinstance(many, dict):
+        return {key: _cut(value, one[key], rows, prefix) for key, value in many.items()}
+    if isinstance(many, (tuple, list)):
+        return type(many)(_cut(a, b, rows, prefix) for a, b in zip(many, one, strict=True))
+    return many
+
+
+@dataclass(frozen=True, eq=False)
+class Detour:
+    """What is done besides running a block.
+
+    Attributes:
+        hooks: Functions of activations, at hook points.
+        known: What attention or the FFN gives out, where that is known and not run again.
+        keep: Of `attn`, `mlp` and `keys`: what is wanted beside the block's output.
+        only: Rows and positions at which the FFN is run; its output elsewhere is zero. None for everywhere.
+    """
+
+    hooks: tuple[tuple[str, Callable[..., Any]], ...] = ()
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: frozenset[str] = frozenset()
+    only: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Out:
+    """What a block gave out, and what was kept on the way."""
+
+    stream: Float[Tensor, "stacked pos d_model"]
+    kept: dict[str, Tensor]
+    keys: Keys | None
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The blocks of one model, called on stacked copies of one batch's rows.
+
+    Attributes:
+        model: Live, with whatever weights are in force.
+        tokens: Ids, padded on the right.
+        mask: True at tokens.
+        copies: By first position: the most copies of the batch that a call is given.
+        points: The model's hook points.
+        calls: By first position: what the model gives its blocks.
+        tuples: By layer and module: into how long a tuple it puts its output; None for a bare tensor.
+    """
+
+    model: Model
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    copies: Mapping[int, int]
+    points: Mapping[str, nn.Module]
+    calls: dict[int, Calls] = field(default_factory=dict)
+    tuples: dict[tuple[int, str], int | None] = field(default_factory=dict)
+
+    def embeddings(self) -> Float[Tensor, "batch pos d_model"]:
+        """What the first block is given."""
+        streams: list[Tensor] = []
+
+        def see(h: Tensor, *args: object, **named: object) -> Tensor:
+            streams.append(h)
+            return h
+
+        with self.model.hooks(fwd_hooks=[(read_hook(self.model), _only)]):
+            _skeleton(self.model, self.tokens, self.mask, [see])
+        return streams[0]
+
+    def run(
+        self, layer: int, stream: Float[Tensor, "stacked pos d_model"], rows: slice, start: int, before: Keys | None, detour: Detour
+    ) -> Out:
+        """One block on copies of the batch's rows, from position `start` on.
+
+        Args:
+            layer: Which block.
+            stream: What it is given.
+            rows: Of the recorded copies: which rows these are.
+            start: The first position of `stream`.
+            before: Keys and values of the positions before.
+            detour: What else is done.
+        """
+        prefix = Prefix(before)
+        args, named = self.recorded(start).of(layer, rows, prefix)
+        block = self.model.blocks[layer]
+        outputs: dict[str, Any] = {}
+        with ExitStack() as stack:
+            stack.enter_context(hooked([(self.points[name], function) for name, function in detour.hooks]))
+            stack.enter_context(standing_in({_part(block, n): self._known(layer, n, t) for n, t in detour.known.items()}))
+            if detour.only is not None and "mlp" not in detour.known:
+                ffn = _part(block, "mlp")
+                stack.enter_context(standing_in({ffn: _only_at(ffn.forward, *detour.only)}))
+            stack.enter_context(kept({n: _part(block, n) for n in detour.keep if n != "keys"}, outputs))
+            out = block(stream, *args, **named)
+        for name, found in outputs.items():
+            self.tuples[layer, name] = len(found) if isinstance(found, tuple) else None
+        return Out(first(out), {name: first(found) for name, found in outputs.items()}, prefix.own)
+
+    def _known(self, layer: int, name: str, known: Tensor) -> Callable[..., Any]:
+        """A module's forward that gives out what is known, through the hook point that the module has at its end."""
+        point = self.points.get(Site(name, layer).hook)
+        inside = point is not None and any(module is point for module in _part(self.model.blocks[layer], name).modules())
+        size = self.tuples[layer, name]
+
+        def give(*args: object, **named: object) -> Any:
+            out = point(known) if inside and point is not None else known
+            return out if size is None else (out, *[None] * (size - 1))
+
+        return give
+
+    def recorded(self, start: int) -> Calls:
+        if start not in self.calls:
+            n = self.copies.get(start, 1)
+            tokens, mask = (repeat(t, "batch pos -> (copy batch) pos", copy=n) for t in (self.tokens, self.mask))
+            self.calls[start] = Calls(_record(self.model, tokens, mask, start), _record(self.model, tokens[:1], mask[:1], start))
+        return self.calls[start]
+
+    def read(self, streams: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_vocab"]:
+        """What the model makes of these after its last block."""
+
+        def put(h: Tensor, *args: object, **named: object) -> Tensor:
+            return rearrange(streams, "read d_model -> read 1 d_model")
+
+        one = self.tokens[:1, :1]
+        same = [_same] * (len(self.model.blocks) - 1)
+        return rearrange(_skeleton(self.model, one, torch.ones_like(one, dtype=torch.bool), [*same, put]), "read 1 d_vocab -> read d_vocab")
+
+
+def _part(block: nn.Module, component: str) -> nn.Module:
+    (attribute,) = COMPONENTS[component].modules
+    return block.get_submodule(attribute)
+
+
+def _only_at(forward: Callable[..., Any], rows: Tensor, positions: Tensor) -> Callable[..., Any]:
+    """An FFN's forward at some positions only; it reads no position from another."""
+
+    def run(stream: Tensor, *args: object, **named: object) -> Any:
+        out = forward(rearrange(stream[rows, positions], "read d_model -> 1 read d_model"), *args, **named)
+        whole = torch.zeros_like(stream)
+        whole[rows, positions] = first(out)[0]
+        return (whole, *[None] * (len(out) - 1)) if isinstance(out, tuple) else whole
+
+    return run
+
+
+def _only(act: Tensor, hook: object) -> Tensor:
+    return act[:1, :1]
+
+
+def _same(h: Tensor, *args: object, **named: object) -> Tensor:
+    return h
+
+
+def _record(model: Model, tokens: Tensor, mask: Tensor, start: int) -> list[tuple[tuple, dict[str, Any]]]:
+    """What a model gives each block for the tokens from `start` on, with those before in its cache."""
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+
+    def record(h: Tensor, *args: object, **named: object) -> Tensor:
+        calls.append((args, named))
+        return h
+
+    cache = None
+    if start:
+        cache = DynamicCache()
+        for layer in range(len(model.blocks)):
+            nothing = torch.zeros(len(tokens), 1, start, 1, device=tokens.device)
+            cache.update(nothing, nothing, layer)
+
+    with model.hooks(fwd_hooks=[(read_hook(model), _only)]):
+        _skeleton(model, tokens[:, start:], mask, [record] * len(model.blocks), cache)
+    return calls
+
+
+def _skeleton(
+    model: Model, tokens: Tensor, mask: Tensor, forwards: Sequence[Callable[..., Tensor]], cache: DynamicCache | None = None
+) -> Tensor:
+    """A forward whose first blocks are stood in for by these, and the others by the identity."""
+    rest = [_same] * (len(model.blocks) - len(forwards))
+    named = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+    with standing_in(dict(zip(model.blocks, [*forwards, *rest], strict=True))):
+        return model(tokens, attention_mask=mask.long(), return_type="logits", **named)
+
+
+@contextmanager
+def standing_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Other functions in the place of modules' forwards, for as long as the block runs."""
+    before: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward  # TransformerLens's bridge overrides setattr
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+@contextmanager
+def hooked(functions: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
+    """Functions at hook points, for as long as the block runs; each must be called."""
+    called: set[int] = set()
+    with ExitStack() as stack:
+        for number, (point, function) in enumerate(functions):
+
+            def see(act: Tensor, hook: Any, number: int = number, function: Callable[..., Any] = function) -> Any:
+                called.add(number)
+                return function(act, hook)
+
+            point.add_hook(see)
+            stack.callback(_unhook, point, point.fwd_hooks[-1])
+        yield
+    silent = [point for number, (point, _) in enumerate(functions) if number not in called]
+    if silent:
+        raise SiteError(f"the hook {silent[0].name} did not fire, so nothing was read or written there; this architecture does not use it")
+
+
+def _unhook(point: Any, handle: Any) -> None:
+    handle.hook.remove()
+    point.fwd_hooks.remove(handle)
+
+
+@contextmanager
+def kept(modules: Mapping[str, nn.Module], outputs: dict[str, Any]) -> Iterator[None]:
+    """What modules give out, under their names, for as long as the block runs."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def keep(_: nn.Module, args: object, out: Any, name: str = name) -> None:
+                outputs[name] = out
+
+            handle = module.register_forward_hook(keep)
+            stack.callback(handle.remove)
+        yield
+
+
+def first(out: Any) -> Tensor:
+    """The tensor that a module gives out: itself, or the first of a tuple."""
+    return out[0] if isinstance(out, tuple) else out

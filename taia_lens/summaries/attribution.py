@@ -1,0 +1,47 @@
+"""The attribution study summed up: as a patching study, and how far the sites that were patched really say it is off. No torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from taia_lens import results
+
+AMONG = ("strong", "random", "all")
+
+
+def attribution_summary(result: xr.Dataset) -> xr.Dataset:
+    """Means and intervals by domain, and the check's verdict over all prompts.
+
+    Args:
+        result: What `studies.attribution.attribution` returned.
+
+    Returns:
+        What `results.summary` gives, `effect` being the attribution. Where sites were patched really: `check_attributed` and
+        `check_patched` (check), the mean change that was said of each and the one found; and by `among` (the strongest sites, those
+        drawn at random, all): `off`, the mean error of a site's mean over the mean size of what was found; `correlation` over
+        sites' means, `correlation_prompts` over sites and prompts, NaN where nothing varies; `n_sites`.
+    """
+    summary = results.summary(result)
+    if "check" not in result.dims:
+        return summary
+    names = ("check_attributed", "check_patched")
+    means = {name: result[name].mean("example") for name in names}
+    groups = [np.isin(result.chosen.values, AMONG[:2] if among == "all" else among) for among in AMONG]
+    said, found = (means[name].values for name in names)
+    cells = [[result[name].values[group] for name in names] for group in groups]
+    figures = {
+        "off": [_share(abs(said - found)[group], abs(found)[group]) for group in groups],
+        "correlation": [_correlation(said[group], found[group]) for group in groups],
+        "correlation_prompts": [_correlation(*(c[~np.isnan(cell[0])] for c in cell)) for cell in cells],
+        "n_sites": [int(group.sum()) for group in groups],
+    }
+    return summary.assign(means | {name: ("among", values) for name, values in figures.items()}).assign_coords(among=list(AMONG))
+
+
+def _share(error: np.ndarray, size: np.ndarray) -> float:
+    return float(error.mean() / size.mean()) if size.sum() > 0 else np.nan
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if a.size > 1 and a.std() > 0 and b.std() > 0 else np.nan
