@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit notebooks figures kept lens39 clean
+.PHONY: help demo test lint types unit notebooks figures kept lens39 bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -51,6 +51,13 @@ kept: .venv/test.stamp  ## figures/ and the README's table hold what is computed
 
 lens39: .venv/lens39.stamp  ## the patching laws under TransformerLens 3.9
 	PYTHONPATH=.venv/lens39 $(BIN)/python -m pytest -m lens39 tests
+
+.venv/bench.stamp: .venv/run.stamp
+	$(INSTALL) constraints.txt --editable '.[bench,export]'
+	touch $@
+
+bench: .venv/bench.stamp  ## benchmarks/: sweeps side by side with the peers; hours, on a machine that does nothing else
+	$(BIN)/python benchmarks/sweeps.py
 
 clean:           ## remove what the targets made
 	rm -rf .venv runs

@@ -7,7 +7,8 @@ its peak memory, and once a round for its time, contenders taking turns. The lim
 computed twice, in forwards, times the seconds of this package's plain forward on the same batch. Tables go into README.md, all
 numbers into sweeps.json, the picture into sweeps.svg. With --quick small models are run twice and nothing is written.
 
-The usual models take about two hours on two cores.
+The usual models take some three hours on two cores that do nothing else; each sweep is kept as soon as it is measured, and --model and
+--sweep run a part, which then takes the place of the same part of an earlier run.
 """
 
 from __future__ import annotations
@@ -91,9 +92,12 @@ def run(options: argparse.Namespace) -> list[report.Record]:
     return records
 
 
-def _keep(folder: Path, records: list[report.Record]) -> list[report.Record]:
+def _keep(folder: Path, records: Sequence[report.Record]) -> list[report.Record]:
+    """Write what was measured beside what was kept of other models and sweeps, and here the tables of all of it."""
     kept = report.merged(report.load(folder / "sweeps.json"), records)
     report.save(kept, folder / "sweeps.json")
+    if folder == HERE:
+        report.write_block(HERE / "README.md", report.markdown(kept))
     return kept
 
 
@@ -110,10 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.quick and options.out is None:
         return
     folder = options.out or HERE
-    kept = report.load(folder / "sweeps.json")
-    if folder == HERE:
-        report.write_block(HERE / "README.md", report.markdown(kept))
-    print(f"{folder / 'sweeps.json'}, {figure.write(kept, folder, HERE.parent / 'runs')}")
+    path = figure.write(_keep(folder, records), folder, HERE.parent / "runs")
+    print(f"{folder / 'sweeps.json'}, {path}")
 
 
 if __name__ == "__main__":

@@ -81,20 +81,20 @@ def test_every_credit_is_the_slope_of_a_patch_on_every_architecture(name: str, p
     assert not any(point.fwd_hooks for side in pair.models for point in side.hook_dict.values())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gemma2", "qwen2", "mixtral"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral"])
 def test_attribution_is_patching_to_first_order(architecture: str, tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:
     errors = []
-    for eps in (0.2, 0.05):
+    for eps in (0.1, 0.01):
         pair = halfway(architecture, eps, tokenizer)
-        said, real = (
-            effect(f) for f in (attribution(pair, suite, component=BOTH), patch(pair, suite, component=BOTH, metrics=["logprob"]))
-        )
+        said = effect(attribution(pair, suite, component=BOTH))
+        real = effect(patch(pair, suite, component=BOTH, metrics=["logprob"]))
         assert said.dims == real.dims
-        errors.append(error(said, real))
+        off, size = abs(said - real), abs(real)
+        # Where a token of Mixtral's changes its expert, the change is no small one, however small the update.
+        errors.append(float(off.median() / size.median()) if architecture == "mixtral" else float(off.mean() / size.mean()))
         assert error(-said, real) > 1  # what a wrong sign would give
-    assert errors[1] < 0.1
-    # Four times smaller an update: an error of second order falls four times too; but where a token changes its expert.
-    assert errors[1] < errors[0] / (1.5 if architecture == "mixtral" else 2.5)
+    assert errors[1] < 0.05
+    assert errors[1] < errors[0] / 5  # ten times smaller an update: an error of second order falls ten times too
 
 
 def test_a_result_has_the_form_of_a_patching_studys(llama: Pair, suite: Suite, tmp_path: Path) -> None:
@@ -242,9 +242,9 @@ def test_all_sites_of_all_components_cost_two_forwards_and_one_backward_a_batch(
 ) -> None:
     some = whole(llama, suite)
     assert passes(lambda: attributed(llama, some)) == (1, 1, 1)
-    for positions in ("all", "each"):
-        asked = {"positions": positions, "batch_size": len(suite)}
-        assert passes(lambda: attribution(llama, suite, component="attn,mlp,resid", **asked)) == (1, 1, 1)
+    every = {"component": "attn,mlp,resid", "batch_size": len(suite)}
+    assert passes(lambda: attribution(llama, suite, **every)) == (1, 1, 1)
+    assert passes(lambda: attribution(llama, suite, positions="each", **every)) == (1, 1, 1)
     assert passes(lambda: attribution(llama, suite, component="head", batch_size=4)) == (3, 3, 3)
     # A step a hook, and base once more for its own value; a loop over sites would be seen.
     assert passes(lambda: attribution(llama, suite, component="mlp", steps=2, batch_size=len(suite))) == (7, 1, 6)
@@ -269,11 +269,11 @@ def test_only_changes_of_the_hooks_asked_for_are_held(llama: Pair, suite: Suite,
 # The task choice.
 @pytest.mark.parametrize("positions", ["all", "each", "each-from-end"])
 def test_choices_are_credited(positions: str, tokenizer: PreTrainedTokenizerBase, choices: Suite) -> None:  # noqa: F811
-    pair = halfway("llama", 0.05, tokenizer)
-    found = attribution(pair, choices, component=BOTH, positions=positions, check=40, batch_size=7)
+    pair = halfway("llama", 0.02, tokenizer)
+    found = attribution(pair, choices, component=BOTH, positions=positions, check=8, batch_size=7)
     assert found.attrs["metric"] == "choice_logprob" and found.unit.item() == "nats"
     assert error(found.check_attributed, found.check_patched) < 0.1
-    assert float(abs(found.check_patched).max()) > 10 * CLOSE
+    assert float(abs(found.check_patched).max()) > 100 * CLOSE
     together = effect(attribution(pair, choices, component=BOTH))
     np.testing.assert_allclose(effect(found).sum("pos") if positions != "all" else effect(found), together, atol=CLOSE)
     if positions == "each-from-end":  # a prompt's last token is -1, whatever the lengths of its choices
@@ -283,11 +283,11 @@ def test_choices_are_credited(positions: str, tokenizer: PreTrainedTokenizerBase
 # The check.
 @pytest.mark.parametrize("positions", ["all", "each", "each-from-end"])
 def test_what_is_checked_is_patched_really(positions: str, llama: Pair, suite: Suite) -> None:
-    found = attribution(llama, suite, component=BOTH, positions=positions, check=3)
-    assert found.chosen.values.tolist() == ["strong"] * 3 + ["random"] * 3 and found.attrs["check"] == 6
+    found = attribution(llama, suite, component=BOTH, positions=positions, check=2)
+    assert found.chosen.values.tolist() == ["strong"] * 2 + ["random"] * 2 and found.attrs["check"] == 4
     sizes = abs(effect(found).sum("example")).values.ravel()
-    np.testing.assert_allclose(np.sort(abs(found.check_attributed.sum("example").values[:3]))[::-1], np.sort(sizes)[::-1][:3])
-    assert len(set(found.check.values.tolist())) == 6
+    np.testing.assert_allclose(np.sort(abs(found.check_attributed.sum("example").values[:2]))[::-1], np.sort(sizes)[::-1][:2])
+    assert len(set(found.check.values.tolist())) == 4
     for site in found.check.values.tolist():
         name, _, pos = site.partition(" @")
         layer, component = name[1:].split(".")
@@ -378,6 +378,7 @@ def test_summaries_tables_and_figures_hold_the_numbers(component: str, positions
         ({"batch_size": 0}, TaiaLensError, "batch_size is 0; write 1 or more"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_credited_is_refused_in_one_line(
     asked: dict[str, object], kind: type[Exception], said: str, llama: Pair, suite: Suite
 ) -> None:

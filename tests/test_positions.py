@@ -122,7 +122,8 @@ def test_an_interrupted_map_goes_on_from_the_store(llama: Pair, suite: Suite, tm
     with open_store(tmp_path / "cells.sqlite") as store:
         run("0", store)
         before = len(store)
-        np.testing.assert_array_equal(run("0,2", store).patched, run("0,2", None).patched)
+        # A cell's last bits depend on what was run beside it.
+        np.testing.assert_allclose(run("0,2", store).patched, run("0,2", None).patched, atol=CLOSE)
         after = len(store)
         run("0,2", store)
         assert before < after == len(store)

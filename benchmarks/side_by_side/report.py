@@ -8,9 +8,8 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,9 @@ def record(outcome: Outcome, *, model: str, title: str, sweep: str, words: str, 
 
 
 def merged(old: Iterable[Record], new: Sequence[Record]) -> list[Record]:
-    """The old records, but for those that were measured again, and the new ones."""
-    again = {_key(one) for one in new}
-    return [*(one for one in old if _key(one) not in again), *new]
+    """The old records, each in its place or what was measured in its stead, and then those that are new."""
+    found = {_key(one): one for one in old}
+    return list((found | {_key(one): one for one in new}).values())
 
 
 def _key(one: Record) -> tuple[str, ...]:
@@ -112,16 +111,22 @@ def to_limit(one: Record, name: str) -> float | None:
 def markdown(records: Sequence[Record]) -> str:
     """All tables, grouped by machine and day, then by model."""
     out = []
-    for where, of_machine in groupby(records, key=lambda one: (json.dumps(one["machine"]), one["date"])):
-        group = list(of_machine)
+    for where, group in _grouped(records, lambda one: (json.dumps(one["machine"]), one["date"])):
         out += [_said(group[0]["machine"], where[1], group), ""]
-        for _, of_model in groupby(group, key=lambda one: one["model"]):
-            sweeps = list(of_model)
+        for _, sweeps in _grouped(group, lambda one: (one["model"],)):
             batches = dict.fromkeys(one["batch"] for one in sweeps)
             out += [f"**{sweeps[0]['title']}**, {'; by position, '.join(batches)}. Seconds:", "", *_times(sweeps), ""]
             out += ["Peak memory above the loaded models, MB:", "", *_memory(sweeps), ""]
         out += [*_reasons(group), ""]
     return "\n".join(out) or "Nothing was measured yet.\n"
+
+
+def _grouped(records: Iterable[Record], key: Callable[[Record], tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], list[Record]]]:
+    """In the order in which the groups first come."""
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for one in records:
+        found.setdefault(key(one), []).append(one)
+    yield from found.items()
 
 
 def _said(where: Record, date: str, group: Sequence[Record]) -> str:

@@ -2,8 +2,9 @@
 
 from taia_lens.engine.agree import plain_because
 from taia_lens.engine.gradients import Attributed, run_attributed, run_last
-from taia_lens.engine.many import Readout, evaluate, run_recipes, run_scales
+from taia_lens.engine.many import Readout, evaluate, plan_recipes, run_recipes, run_scales
 from taia_lens.engine.moments import mean_squares
+from taia_lens.engine.plan import Budget, Plan
 from taia_lens.engine.reads import Reads, label_logprobs, padded, run_greedy, run_logprobs, run_reads
 from taia_lens.engine.run import Run, applied, check_recipe, run_plain
 from taia_lens.engine.scaled import frozen, scaled
@@ -12,6 +13,8 @@ from taia_lens.engine.store import ActivationStore
 __all__ = [
     "ActivationStore",
     "Attributed",
+    "Budget",
+    "Plan",
     "Readout",
     "Reads",
     "Run",
@@ -23,6 +26,7 @@ __all__ = [
     "mean_squares",
     "padded",
     "plain_because",
+    "plan_recipes",
     "run_attributed",
     "run_greedy",
     "run_last",

@@ -18,8 +18,9 @@ from taia_lens.sites import Site
 
 Both = Callable[[], tuple[dict[int, Tensor], dict[int, Tensor]]]
 
-ROUNDING = 16.0
-"""Times what putting a row into another batch changes: stacking rows changes that, and layers add it up."""
+ROUNDING, MOST = 16.0, 256.0
+"""Times what putting a row into another batch changes, and at most so many units in the last place: more than rounding, and rows
+would be reading each other."""
 
 
 def plain_because(subject: Pair | Loaded, batch: Batch) -> str:
@@ -57,7 +58,7 @@ def _noise(model: object, reads: Reads) -> float:
         [Reads.last(Batch.of(t[m][None], m[m][None])).run(model) for t, m in zip(reads.batch.tokens, reads.batch.mask, strict=True)]
     )
     ulp = torch.finfo(together.dtype).eps * max(1.0, together.abs().max().item())
-    return max(8 * ulp, ROUNDING * (together - alone).abs().max().item())
+    return min(max(8 * ulp, ROUNDING * (together - alone).abs().max().item()), MOST * ulp)
 
 
 def _recipes(pair: Pair) -> list[Recipe]:

@@ -137,6 +137,7 @@ def inspect_pair(
             else f"tokenizer of {brought[0] if brought else 'the caller'}; none to compare it with"
         )
         why = plain_because(pair, check.probe(pair))
+        notes += (f"recipes are run one by one on this pair: {why}",) if why else ()
         return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair)), why))
 
 

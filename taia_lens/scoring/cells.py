@@ -39,16 +39,16 @@ class Asked:
         depends: All that the cells of each depend on, besides the piece.
         device: Where forwards run.
         read: Some of them on the same rows, in any order.
-        worth: How many forwards on those rows that takes.
         live: Each by itself, on its model.
+        worth: How many forwards reading some of them on the same rows takes.
         apart: Those that are carried out once, and scored on all pieces then.
     """
 
     depends: Sequence[Mapping[str, Any]]
     device: torch.device
     read: Callable[[Sequence[int], Reads], Iterator[tuple[int, Tensor]]]
-    worth: Callable[[Sequence[int], Reads], float]
     live: Callable[[int], AbstractContextManager[Model]]
+    worth: Callable[[Sequence[int], Reads], float] | None = None
     apart: frozenset[int] = frozenset()
 
     def what(self, i: int, piece: Piece) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def _read(asked: Asked, reading: Reading, which: Sequence[int], shares: Mapping[
     parts: dict[int, list[np.ndarray]] = {i: [] for i in which}
     for reads in reading.reads:
         here = reads.to(asked.device)
-        work.parts.append(shares[reads] * asked.worth(which, here))
+        if asked.worth is not None:
+            work.parts.append(shares[reads] * asked.worth(which, here))
         small = ((k, reading.small(here, found)) for k, found in asked.read(which, here))
         for k, array in off_device(small):
             of = parts[which[k]]

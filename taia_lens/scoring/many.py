@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tqdm.auto import tqdm
 
-from taia_lens.engine import applied, run_recipes, run_scales, scaled
+from taia_lens.engine import Reads, applied, plan_recipes, run_recipes, run_scales, scaled
 from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
 from taia_lens.recipe import Recipe
@@ -35,27 +35,25 @@ def score_recipes(
     Returns:
         For each recipe, its scores on each suite.
     """
+
+    def worth(which: Sequence[int], reads: Reads) -> float:
+        return float(len(which)) if pair.report.plain_because else plan_recipes(pair, [recipes[i] for i in which], reads).work
+
     asked = Asked(
         depends=[depends_on(pair, recipe, "") for recipe in recipes],
         device=pair.device,
         read=lambda which, reads: run_recipes(pair, [recipes[i] for i in which], reads),
-        worth=lambda which, reads: float(len(which)),
         live=lambda i: applied(pair, recipes[i]),
+        worth=None if work is None else worth,
         # A fraction or a multiple of an update is computed, not pointed at: by itself it is computed once, and not for every
         # piece again. No other recipe has such weights, so there is nothing behind them to share.
         apart=frozenset(i for i, recipe in enumerate(recipes) if not all(graft.whole for graft in recipe.grafts)),
     )
-    return scored(asked, suites, store, bar, work or Work())
+    return scored(asked, suites, store, bar, Work() if work is None else work)
 
 
 def score_many_scales(
-    model: Loaded,
-    scales: Sequence[Scales | None],
-    suites: Sequence[Prepared],
-    *,
-    store: CellStore | None,
-    bar: tqdm,
-    work: Work | None = None,
+    model: Loaded, scales: Sequence[Scales | None], suites: Sequence[Prepared], *, store: CellStore | None, bar: tqdm
 ) -> list[list[Scores]]:
     """Score a model under each set of scales, and as it is (None), on every prompt of the suites; as `score_recipes`.
 
@@ -65,7 +63,6 @@ def score_many_scales(
         suites: From `prepare_suite`.
         store: Finished cells; None to keep none.
         bar: Moved on by one a set of scales and piece.
-        work: What is computed is added to it.
     """
 
     def live(i: int) -> AbstractContextManager[Model]:
@@ -75,8 +72,7 @@ def score_many_scales(
     asked = Asked(
         depends=[scales_depend_on(model, one, "") for one in scales],
         device=model.device,
-        read=lambda which, reads: run_scales(model.model, [scales[i] for i in which], reads),
-        worth=lambda which, reads: float(len(which)),
+        read=lambda which, reads: run_scales(model, [scales[i] for i in which], reads),
         live=live,
     )
-    return scored(asked, suites, store, bar, work or Work())
+    return scored(asked, suites, store, bar, Work())

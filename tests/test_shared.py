@@ -1,0 +1,412 @@
+"""Law 5: work shared gives the plain plan's numbers, for random recipes, on every architecture; and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, D_VOCAB, N_HEADS, N_LAYERS, make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine_laws import hooks_left, parameters, same
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedTokenizerBase
+
+from taia_lens.batch import Batch
+from taia_lens.check import probe
+from taia_lens.engine import Budget, Reads, evaluate, plan_recipes, run_recipes, run_scales
+from taia_lens.engine import blocks as engine_blocks
+from taia_lens.engine.plan import Step
+from taia_lens.errors import RecipeError, SiteError, TaiaLensError
+from taia_lens.loaded import Loaded
+from taia_lens.loading import load_pair
+from taia_lens.pair import Pair
+from taia_lens.recipe import Ablate, Edit, Graft, Patch, Recipe, Scale, Side, other
+from taia_lens.recipe_text import parse_recipe
+from taia_lens.scales import Scales
+from taia_lens.sites import Site
+
+# Float32 rounds at 1.2e-7 of logits up to about 2; stacking rows may change the order of a sum, and three layers add it up.
+ROUNDING = 4e-6
+
+
+@pytest.fixture(scope="module")
+def reads() -> Reads:
+    """Four prompts of different lengths, whose last position is read."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([5, 5, 7, 9])
+    tokens = torch.randint(4, D_VOCAB, (4, 9), generator=generator)
+    return Reads.last(Batch.of(tokens, torch.arange(9) < lengths[:, None]))
+
+
+def read(pair: Pair, recipes: list[Recipe], reads: Reads, **options: Any) -> list[Tensor]:
+    found = dict(run_recipes(pair, recipes, reads, **options))
+    assert sorted(found) == list(range(len(recipes)))
+    return [found[i] for i in range(len(recipes))]
+
+
+def hold(pair: Pair, recipes: list[Recipe], reads: Reads, **options: Any) -> None:
+    """Shared and plain agree; and the recipes are not all one, so that agreement says something."""
+    plain = read(pair, recipes, reads, plan="plain")
+    for recipe, ours, theirs in zip(recipes, read(pair, recipes, reads, **options), plain, strict=True):
+        assert (ours - theirs).abs().max() <= ROUNDING, str(recipe)
+
+
+# Random recipes
+
+LAYERS = st.integers(0, N_LAYERS - 1)
+SIDES = st.sampled_from(("base", "tuned"))
+POSITIONS = st.sampled_from(("all", "all", "last", (0,), (2,), (3, 4), (-2,), (-1, 1)))
+SITES = st.one_of(
+    st.builds(Site, st.sampled_from(("attn", "mlp", "resid")), LAYERS),
+    st.builds(Site, st.just("head"), LAYERS, st.integers(0, N_HEADS - 1)),
+    st.just(Site("embed")),
+)
+WRITES = st.one_of(
+    st.builds(Patch, SITES, SIDES, POSITIONS),
+    st.builds(Ablate, SITES, POSITIONS),
+    st.builds(Scale, SITES, st.sampled_from((-1.0, 0.5)), st.sampled_from((0.0, 0.25)), POSITIONS),
+)
+
+
+@st.composite
+def edits(draw: Callable[..., Any], host: Side) -> tuple[Edit, ...]:
+    source = other(host)
+    cells = draw(st.sets(st.tuples(st.sampled_from(("attn", "mlp", "norms", "attn.q", "mlp.down", "h1")), LAYERS), max_size=3))
+    found: list[Edit] = []
+    for name, layer in sorted(cells):
+        component, _, part = name.partition(".")
+        times = draw(st.sampled_from((1.0, 1.0, 0.5)))
+        heads = (1,) if component == "h1" else None
+        found.append(Graft("head" if heads else component, source, (layer,), part or None, heads, times))
+    if draw(st.integers(0, 3)) == 0:
+        found += [Graft("embed", source), Graft("unembed", source)]
+    return (*found, *draw(st.lists(WRITES, max_size=2)))
+
+
+RECIPES = st.lists(SIDES.flatmap(lambda host: st.builds(Recipe, st.just(host), edits(host))), min_size=3, max_size=12)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(recipes=RECIPES, tokens=st.sampled_from((1500, 90, 7)), size=st.sampled_from((2**29, 1)))
+@settings(max_examples=15, deadline=None)
+def test_sharing_work_changes_no_number(
+    architecture: str, pair_of: Callable[[str], Pair], reads: Reads, recipes: list[Recipe], tokens: int, size: int
+) -> None:
+    pair = pair_of(architecture)
+    fitting = [Recipe("base"), Recipe("tuned")]
+    for recipe in recipes:
+        try:
+            plan_recipes(pair, [recipe], reads)
+        except RecipeError:  # two of its grafts overlap, or the architecture has no such projection
+            continue
+        fitting.append(recipe)
+    hold(pair, fitting, reads, budget=Budget(tokens, size))
+
+
+SWEEPS: dict[str, list[str]] = {
+    "outputs": [f"base; patch L{i}.{c} <- tuned" for i in range(N_LAYERS) for c in ("attn", "mlp", "resid")],
+    "heads": [f"base; patch L{i}.h{h} <- tuned" for i in range(N_LAYERS) for h in range(N_HEADS)],
+    "positions": [f"base; patch L{i}.{c} <- tuned @{p}" for i in range(N_LAYERS) for c in ("attn", "mlp") for p in (0, 2, 4, -1)],
+    "prefixes": [f"base; graft L0-{i}.{c} <- tuned" for i in range(N_LAYERS) for c in ("attn", "mlp")],
+    "without": [f"tuned; graft L{i}.{c} <- base" for i in range(N_LAYERS) for c in ("attn", "mlp")],
+    "tuned as host": [f"tuned; patch L{i}.mlp <- base @last" for i in range(N_LAYERS)],
+    "drawn": [f"base; graft all <- tuned keep 0.5 seed {i}" for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_the_sweeps_of_the_studies_give_the_plain_plans_numbers(pair: Pair, reads: Reads, sweep: str) -> None:
+    recipes = [parse_recipe(text) for text in SWEEPS[sweep]]
+    hold(pair, recipes, reads)
+    found = read(pair, recipes, reads)
+    assert (found[0] - found[-1]).abs().max() > 1e-4  # and they are not all one
+
+
+def test_every_architecture_shares(pair: Pair) -> None:
+    assert pair.report.plain_because == "" and pair.loaded("base").plain_because == ""
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(tokens=5, bytes=1)], ids=["whole", "a row at a time"])
+def test_spans_are_read_at_many_positions(llama: Pair, reads: Reads, budget: Budget) -> None:
+    batch = reads.batch
+    rows, positions = batch.mask.nonzero(as_tuple=True)
+    many = Reads(batch, rows, positions, batch.tokens[rows, positions])
+    recipes = [parse_recipe(text) for texts in SWEEPS.values() for text in texts]
+    hold(llama, recipes, many, budget=budget)
+    some = Reads(batch, rows[::3], positions[::3])
+    hold(llama, recipes, some, budget=budget)
+
+
+@pytest.mark.parametrize("component", ["head", "attn", "mlp", "resid"])
+def test_scales_of_one_model_are_shared_too(pair: Pair, reads: Reads, component: str) -> None:
+    model = pair.loaded("base")
+    generator = torch.Generator().manual_seed(0)
+    width = 8 if component == "head" else 32
+    sets: list[Scales | None] = [None]
+    for layers in ((0,), (1,), (1, 2), (0, 1, 2)):
+        sites = tuple(Site(component, layer, head) for layer in layers for head in ((0, 2) if component == "head" else (None,)))
+        sets.append(Scales(sites, *(0.5 * torch.randn(len(sites), width, generator=generator) for _ in range(2))))
+    plain, shared = (dict(run_scales(model, sets, reads, plan=way)) for way in ("plain", "shared"))
+    for i in range(len(sets)):
+        assert (plain[i] - shared[i]).abs().max() <= ROUNDING
+        assert i == 0 or (plain[i] - plain[0]).abs().max() > 1e-3
+
+
+def test_activations_that_the_caller_brings_are_patched(llama: Pair, reads: Reads) -> None:
+    site = Site("mlp", 1)
+    from taia_lens.engine import Run, run_plain
+
+    run = run_plain(llama.tuned, reads.batch, [site.hook])
+    recipes = [Recipe("base", (Patch(site, "tuned"),))]
+    zero = {"tuned": Run(run.logits, {site.hook: torch.zeros_like(run.acts[site.hook])})}
+    assert torch.equal(*(read(llama, recipes, reads, donors=d)[0] for d in ({"tuned": run}, None)))
+    assert torch.equal(read(llama, recipes, reads, donors=zero)[0], read(llama, [Recipe("base", (Ablate(site),))], reads)[0])
+
+
+def test_recipes_without_edits_come_first(llama: Pair, reads: Reads) -> None:
+    recipes = [parse_recipe(text) for text in ("base; ablate L0.mlp", "tuned", "base; graft L2.attn <- tuned", "base")]
+    assert {i for i, _ in list(run_recipes(llama, recipes, reads))[:2]} == {1, 3}
+
+
+# The plan: what is computed, and how much
+
+
+def blocks_of(pair: Pair, texts: list[str], reads: Reads) -> list[Step]:
+    plan = plan_recipes(pair, [parse_recipe(text) for text in texts], reads)
+    return [step for step in plan.steps if isinstance(step, Step)]
+
+
+def test_an_mlp_patch_runs_no_module_of_its_own_layer(llama: Pair, reads: Reads) -> None:
+    steps = blocks_of(llama, ["base", "base; patch L1.mlp <- tuned"], reads)
+    assert [step.layer for step in steps] == [1, 2]
+    (own,), (after,) = (step.rows for step in steps)
+    assert (own.attn_of, own.mlp_of) == ("base", "base") and (after.attn_of, after.mlp_of) == (None, None)
+
+
+def test_a_patch_at_late_positions_runs_no_position_before(llama: Pair, reads: Reads) -> None:
+    steps = blocks_of(llama, ["base", "base; patch L0.mlp <- tuned @4", "base; patch L0.attn <- tuned @3,4"], reads)
+    assert {step.start for step in steps} == {3, 4} and {step.prefix for step in steps} == {"base"}
+
+
+def test_a_position_that_is_read_before_the_patch_is_run(llama: Pair, reads: Reads) -> None:
+    early = Reads(reads.batch, reads.rows, torch.full_like(reads.positions, 2))
+    assert {step.start for step in blocks_of(llama, ["base", "base; patch L0.mlp <- tuned @4"], early)} == {2}
+    hold(llama, [Recipe("base"), parse_recipe("base; patch L0.mlp <- tuned @4")], early)
+
+
+def test_recipes_that_agree_on_their_first_layers_share_them(llama: Pair, reads: Reads) -> None:
+    texts = ["base; graft L0.mlp <- tuned; graft L2.mlp <- tuned", "base; graft L0.mlp <- tuned; graft L2.attn <- tuned"]
+    assert [(step.layer, len(step.rows)) for step in blocks_of(llama, texts, reads)] == [(0, 1), (1, 1), (2, 1), (2, 1)]
+
+
+def test_the_same_model_said_in_two_ways_is_run_once(llama: Pair, reads: Reads) -> None:
+    everything = "; ".join(f"graft {c} <- tuned" for c in ("attn", "mlp", "norms", "embed", "unembed"))
+    assert blocks_of(llama, ["tuned", f"base; {everything}"], reads) == []
+    rest = "tuned; graft mlp <- base; graft norms <- base; graft embed <- base; graft unembed <- base"
+    assert len(blocks_of(llama, ["base; graft attn <- tuned", rest], reads)) == N_LAYERS
+
+
+def test_an_end_that_only_the_first_layer_leaves_is_not_run(llama: Pair, reads: Reads) -> None:
+    recipes = [parse_recipe("base; graft attn <- tuned")]
+    plan = plan_recipes(llama, recipes, reads)
+    assert not any(needs.whole for needs in plan.ends.values()) and plan.work <= 1
+
+
+def test_a_layer_sweep_is_half_the_work(llama: Pair, reads: Reads) -> None:
+    # Base and tuned whole; a patch of layer l leaves its own block (attn: all but attention) and those above it.
+    recipes = [Recipe("base"), Recipe("tuned"), *(parse_recipe(f"base; patch L{i}.mlp <- tuned") for i in range(N_LAYERS))]
+    tokens, extent = 4 * 9, N_LAYERS * 4 * 9
+    head = 4 * 32 * D_VOCAB / (sum(p.numel() for b in llama.base.blocks for p in (*b.attn.parameters(), *b.mlp.parameters())) / N_LAYERS)
+    last = 4 / 36  # of the last block the FFN is run where it is read
+    mlp = plan_recipes(llama, recipes, reads)
+    attention = next(iter({1 - s for s in [ffn_share(llama)]}))
+    whole, ending = tokens, tokens * (attention + (1 - attention) * last)
+    want = 2 + (3 * head + (whole + ending) + ending + 0) / (extent + head)
+    assert mlp.work == pytest.approx(want, rel=1e-6)
+
+
+def ffn_share(pair: Pair) -> float:
+    sizes = [sum(p.numel() for b in pair.base.blocks for p in getattr(b, name).parameters()) for name in ("attn", "mlp")]
+    return sizes[1] / sum(sizes)
+
+
+def test_a_budget_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(TaiaLensError, match="a budget of 0 tokens and 5 bytes; write 1 or more of both"):
+        Budget(0, 5)
+
+
+# Memory
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes, of all storages made inside, that were alive at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refs: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.refs = {key: (ref, size) for key, (ref, size) in self.refs.items() if not ref.expired()}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.refs[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.most = max(self.most, sum(size for _, size in self.refs.values()))
+        return out
+
+
+@pytest.mark.parametrize("size", [2**29, 12 * 64 * 40 * 32 * 4], ids=["roomy", "tight"])
+def test_memory_stays_within_what_the_plan_says(llama: Pair, size: int) -> None:
+    tokens = torch.randint(4, D_VOCAB, (64, 40), generator=torch.Generator().manual_seed(0))
+    reads = Reads.last(Batch.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    texts = [f"base; patch L{i}.h{h} <- tuned" for i in range(N_LAYERS) for h in range(N_HEADS)]
+    recipes = [Recipe("base"), Recipe("tuned"), *(parse_recipe(text) for text in [*texts, *SWEEPS["prefixes"], *SWEEPS["without"]])]
+    budget = Budget(400, size)
+    plan = plan_recipes(llama, recipes, reads, budget=budget)
+    node = 64 * 40 * 32 * 4
+    assert plan.peak * node <= size
+    assert size > 2**28 or plan.peak < 12 < plan_recipes(llama, recipes, reads).peak  # the tight one binds
+    gc.collect()
+    with Alive() as alive:
+        found = dict(run_recipes(llama, recipes, reads, budget=budget))
+    answers = sum(t.numel() * 4 for t in found.values())
+    calls = 6 * 64 * 40 * 40 * 4  # masks and what one call of a block holds on 400 tokens: scores of every head, the FFN's hidden layer
+    assert alive.most <= plan.bytes + 4 * node + answers + calls
+    assert alive.most > plan.bytes // 4  # and what the plan says is not far more than what there is
+
+
+# Nothing stays behind
+
+
+@pytest.mark.parametrize("raised", [None, RuntimeError, KeyboardInterrupt])
+def test_everything_is_as_before(pair: Pair, reads: Reads, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException] | None) -> None:
+    before = {side: parameters(pair.side(side)) for side in ("base", "tuned")}
+    modules = {side: [dict(vars(m)) for m in pair.side(side).modules()] for side in ("base", "tuned")}
+    recipes = [parse_recipe(text) for text in ("base; graft L0.attn <- tuned; patch L1.mlp <- tuned", "base; patch L2.h1 <- tuned @last")]
+    if raised is not None:
+        run, calls = engine_blocks.Blocks.run, iter(range(100))
+
+        def failing(self: Any, layer: int, *args: Any) -> Any:
+            if next(calls) == 8:
+                raise raised
+            return run(self, layer, *args)
+
+        monkeypatch.setattr(engine_blocks.Blocks, "run", failing)
+        with pytest.raises(raised):
+            read(pair, recipes, reads)
+    else:
+        read(pair, recipes, reads)
+    for side in ("base", "tuned"):
+        assert same(before[side], parameters(pair.side(side)))
+        assert hooks_left(pair.side(side)) == []
+        now = [vars(m) for m in pair.side(side).modules()]
+        assert [("forward" in m) for m in now] == [("forward" in m) for m in modules[side]]
+
+
+def test_where_memory_runs_out_half_as_much_is_run_at_a_time(llama: Pair, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [parse_recipe(text) for text in SWEEPS["heads"]]
+    want = read(llama, recipes, reads)
+    run, sizes = engine_blocks.Blocks.run, list[int]()
+
+    def small(self: Any, layer: int, stream: Tensor, *args: Any) -> Any:
+        if stream.shape[0] > 3:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(stream.shape[0])
+        return run(self, layer, stream, *args)
+
+    monkeypatch.setattr(engine_blocks.Blocks, "run", small)
+    got = read(llama, recipes, reads)
+    assert max(sizes) <= 3 and all((a - b).abs().max() <= ROUNDING for a, b in zip(want, got, strict=True))
+
+    def none(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(engine_blocks.Blocks, "run", none)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        read(llama, recipes, reads)
+
+
+# Where sharing would be wrong, it is not done, and the reason is said
+
+
+class Mixing(torch.nn.Module):
+    """An FFN that looks at the other rows of its batch, as no language model's should."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, stream: Tensor) -> Tensor:
+        out: Tensor = self.inner(stream)
+        return out + 0.1 * out.mean(0, keepdim=True)
+
+
+def test_a_model_whose_rows_read_each_other_is_run_one_by_one(tokenizer: PreTrainedTokenizerBase, reads: Reads) -> None:
+    models = [make("llama", seed) for seed in (0, 1)]
+    for model in models:
+        for layer in model.model.layers:
+            layer.mlp.down_proj = Mixing(layer.mlp.down_proj)
+    from taia_lens.loading import inspect_pair
+
+    pair = inspect_pair(*models, tokenizer=tokenizer)
+    assert "with work shared, logits differ by" in pair.report.plain_because
+    assert any(pair.report.plain_because in note for note in pair.report.notes)
+    recipes = [Recipe("base"), parse_recipe("base; patch L1.mlp <- tuned")]
+    for ours, theirs in zip(read(pair, recipes, reads), read(pair, recipes, reads, plan="plain"), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_model_whose_blocks_cannot_be_called_alone_is_run_one_by_one(
+    llama: Pair, reads: Reads, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise TypeError("forward() missing 1 required argument: 'per_layer_input'")
+
+    monkeypatch.setattr(engine_blocks.Blocks, "run", refuse)
+    pair = load_pair(make("llama", 0), make("llama", 1), tokenizer=tokenizer)
+    assert pair.report.plain_because.startswith("its blocks cannot be run by themselves (forward() missing 1 required argument")
+    assert len(read(pair, [Recipe("base"), Recipe("tuned")], reads)) == 2
+
+
+def test_a_model_that_the_user_hung_hooks_in_is_run_one_by_one(llama: Pair, reads: Reads) -> None:
+    base, tuned = copy.deepcopy(llama.base), copy.deepcopy(llama.tuned)
+    pair = Pair(base, tuned, llama.tokenizer, llama.origin, llama.differences, llama.report)
+    rows: list[int] = []
+    base.add_hook("blocks.2.hook_mlp_out", lambda act, hook: rows.append(len(act)))
+    recipes = [parse_recipe(f"base; patch L{i}.mlp <- tuned") for i in range(N_LAYERS)]
+    read(pair, recipes, reads)
+    assert rows == [4, 4, 4]
+    read(llama, recipes, reads)
+    assert rows == [4, 4, 4]
+
+
+def test_a_pair_that_was_not_checked_shares_nothing(llama: Pair, reads: Reads) -> None:
+    pair = dataclasses.replace(llama, report=type(llama.report)())
+    assert pair.report.plain_because == "the pair was not checked"
+    assert Loaded(llama.base, llama.tokenizer, "x").plain_because == "the model was not checked"
+    recipe = parse_recipe("base; patch L1.mlp <- tuned")
+    assert torch.equal(read(pair, [recipe], reads)[0], read(pair, [recipe], reads, plan="plain")[0])
+
+
+@pytest.mark.parametrize("text", ["base; patch L0.mlp <- tuned @40", "base; patch L7.mlp <- tuned", "base; graft attn <- base"])
+def test_what_does_not_exist_is_refused_before_anything_runs(llama: Pair, reads: Reads, text: str) -> None:
+    with pytest.raises((SiteError, RecipeError)):
+        list(run_recipes(llama, [parse_recipe(text)], reads))
+
+
+def test_evaluate_takes_the_plan(llama: Pair) -> None:
+    batch = probe(llama)
+    recipes = [parse_recipe(text) for text in SWEEPS["outputs"]]
+    shared, plain = (evaluate(llama, recipes, batch, lambda t: {"m": t[:, 0]}, plan=way)["m"] for way in ("shared", "plain"))
+    assert shared.shape == (len(recipes), len(batch.rows)) and (shared - plain).abs().max() <= ROUNDING
