@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from taia_lens.weights import Model, is_idle, stored_buffers, weights
+from taia_lens.weights import Model, Weight, is_idle, stored_buffers, weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Loaded:
     @property
     def dtype(self) -> str:
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """Its parameters, with the component that each belongs to."""
+        return tuple(weights(self.model))
 
     @property
     def n_parameters(self) -> int:

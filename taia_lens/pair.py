@@ -107,6 +107,16 @@ class Pair:
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
 
+    @property
+    def weights(self) -> dict[Side, tuple[Weight, ...]]:
+        """Each side's parameters, with the component that each belongs to; found once, since every batch asks for them."""
+        return {side: loaded.weights for side, loaded in self._sides.items()}
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether both sides run equal weights alike: no hyper-parameter differs."""
+        return not config_differences(self.base, self.tuned)
+
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """A content hash of each side's weights and hyper-parameters."""

@@ -5,10 +5,9 @@ Knows TransformerLens's model interface (`blocks`, module names) and no loader; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -47,25 +46,12 @@ class Weight:
 _SPLIT_FROM = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up_proj", "in": "gate_up_proj"}
 
 
-_KNOWN: WeakKeyDictionary[Model, tuple[list[int], list[Weight]]] = WeakKeyDictionary()
-
-
 def weights(model: Model) -> list[Weight]:
     """Every parameter of the model once, with the component it belongs to; the components partition the parameters.
-
-    Found once a model, and again where its parameters are others: it is asked for with every batch.
 
     Raises:
         PairError: A parameter lies under no component, or under two.
     """
-    now = [id(parameter) for parameter in model.parameters()]
-    known = _KNOWN.get(model)
-    if known is None or known[0] != now:  # what is kept holds the parameters, so that no new one gets an old one's id
-        known = _KNOWN[model] = (now, _found(model))
-    return list(known[1])
-
-
-def _found(model: Model) -> list[Weight]:
     outputs = _output_scales(model)
     owner: dict[int, tuple[str, int | None]] = dict(outputs)
     for component, layer, module in _component_modules(model):
@@ -86,7 +72,11 @@ def _found(model: Model) -> list[Weight]:
 
 def live_weights(model: Model) -> list[Weight]:
     """The weights that a forward pass uses: fused projections are left out where the bridge runs what it split off them."""
-    found = weights(model)
+    return live(weights(model))
+
+
+def live(found: Sequence[Weight]) -> list[Weight]:
+    """Of a model's weights those that a forward pass uses."""
     fused = {fused_name(w.name) for w in found if w.copy}
     return [w for w in found if w.name not in fused]
 

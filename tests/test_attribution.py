@@ -112,10 +112,10 @@ def test_a_result_has_the_form_of_a_patching_studys(llama: Pair, suite: Suite, t
 
 def test_base_is_patched_into_tuned_as_well(tokenizer: PreTrainedTokenizerBase, suite: Suite) -> None:
     pair = halfway("llama", 0.05, tokenizer)
-    asked = {"component": "mlp", "source": "base"}
+    asked = {"component": "mlp", "layers": 1, "source": "base"}
     said, real = effect(attribution(pair, suite, **asked)), effect(patch(pair, suite, metrics=["logprob"], **asked))
     assert error(said, real) < 0.1
-    assert error(effect(attribution(pair, suite, component="mlp")), real) > 1  # not the other direction
+    assert error(effect(attribution(pair, suite, component="mlp", layers=1)), real) > 1  # not the other direction
 
 
 def test_heads_are_the_rankers_numbers(llama: Pair, suite: Suite) -> None:
@@ -169,10 +169,10 @@ def test_heads_sum_to_attention_where_the_output_projection_is_equal_in_both(
 
 
 def test_integrated_gradients_sum_to_patching_the_whole_site(llama: Pair, suite: Suite) -> None:
-    real = effect(patch(llama, suite, component=BOTH, metrics=["logprob"]))
-    errors = [
-        error(effect(attribution(llama, suite, component=BOTH, steps=steps, positions="each")).sum("pos"), real) for steps in (0, 4, 16)
-    ]
+    asked = {"component": BOTH, "layers": 1}
+    real = effect(patch(llama, suite, metrics=["logprob"], **asked))
+    found = [effect(attribution(llama, suite, steps=steps, positions="each", **asked)).sum("pos") for steps in (0, 4, 16)]
+    errors = [error(each, real) for each in found]
     assert errors[2] < 0.02
     assert errors[2] < errors[1] / 4 and errors[0] > 0.05  # midpoints converge with the square of the steps
 
@@ -270,7 +270,7 @@ def test_only_changes_of_the_hooks_asked_for_are_held(llama: Pair, suite: Suite,
 @pytest.mark.parametrize("positions", ["all", "each", "each-from-end"])
 def test_choices_are_credited(positions: str, tokenizer: PreTrainedTokenizerBase, choices: Suite) -> None:  # noqa: F811
     pair = halfway("llama", 0.02, tokenizer)
-    found = attribution(pair, choices, component=BOTH, positions=positions, check=8, batch_size=7)
+    found = attribution(pair, choices, component=BOTH, positions=positions, check=4, batch_size=7)
     assert found.attrs["metric"] == "choice_logprob" and found.unit.item() == "nats"
     assert error(found.check_attributed, found.check_patched) < 0.1
     assert float(abs(found.check_patched).max()) > 100 * CLOSE

@@ -73,7 +73,7 @@ def test_the_engine_and_the_loop_by_hand_agree(setting: Setting, name: str) -> N
     jobs = [ours.shared(setting, sweep), by_hand.loop(setting, sweep, attention="eager")]
     values = [job() for job in jobs if not isinstance(job, str)]
     gaps = rounds.check_equal({"a": values[0], "b": values[1]}, torch.float32)
-    assert max(gaps.values()) <= 2e-5  # a tenth of what a run allows
+    assert max(gaps.values()) <= 2e-5  # a fifth of what a run allows
 
 
 def broken(setting: Setting, sweep: Sweep) -> Job:

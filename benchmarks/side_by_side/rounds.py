@@ -17,11 +17,14 @@ from side_by_side.questions import Sweep
 from side_by_side.work import work
 from taia_lens.engine import run_plain
 
-# Of the largest number of the sweep. float32: rounding, through all layers, under two attention kernels and two paddings is about
-# 1e-5 of it; a patch left out, or at the wrong place, moves numbers by 1e-2 and more. bfloat16 has steps of 2^-8.
-TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
+# Of the largest number of the sweep. float32: two attention kernels and two paddings were found to differ by 1e-6 to 1e-5 of it, and
+# a patch left out, or at the wrong place, moves numbers by 1e-2 and more. bfloat16 has steps of 2^-8, and what they come to depends on
+# the sweep (gradients are rounded more): there the bound is three times what the last two, the loop by hand under two attention
+# kernels, differ by, but not less than this. Only gross errors show; the same code is held to float32's bound in the usual run.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
+NOISES = 3
 # The numbers of a sweep must differ from each other by this many tolerances, or their agreement would say nothing.
-LEAST_SPREAD = 10
+LEAST_SPREAD = {torch.float32: 10, torch.bfloat16: 2}
 
 
 class DisagreementError(Exception):
@@ -109,11 +112,14 @@ def check_equal(values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, f
     Raises:
         DisagreementError: It is more than rounding, a shape differs, or the numbers are all alike, so that agreeing says nothing.
     """
-    bound = TOLERANCE[dtype]
-    *_, (reference, wanted) = values.items()
+    reference, wanted = list(values.items())[-1]
+    second = list(values.values())[-2:][0]
     scale = wanted.abs().max()
+    bound = TOLERANCE[dtype]
+    if dtype != torch.float32:
+        bound = max(bound, NOISES * float((second - wanted).abs().max() / scale))
     spread = float((wanted - wanted.mean(0)).abs().max() / scale)
-    if not spread >= LEAST_SPREAD * bound:
+    if not spread >= LEAST_SPREAD[dtype] * bound:
         raise DisagreementError(f"the numbers of this sweep lie within {spread:.1e} of each other, and are compared to {bound:.0e}")
     gaps = {}
     for name, value in values.items():

@@ -59,7 +59,7 @@ def work(setting: Setting, sweep: Sweep) -> float:
                 replaced = isinstance(mark, Patch) and mark.site.head is None
                 # Where only later positions are touched, those before are the host's, which is on another path already.
                 seen[path] = min(seen.get(path, price), 0.0 if replaced else price * share)
-        seen[(*path, "read")] = cost.reading
+        seen[path, "read"] = cost.reading
     donor = cost.forward if any(recipe.patches for recipe in sweep.recipes) else 0.0
     return (sum(seen.values()) + donor) / cost.forward
 

@@ -33,7 +33,7 @@ def plain_because(subject: Pair | Loaded, batch: Batch) -> str:
     reads = Reads.last(batch)
     if isinstance(subject, Pair):
         return _compared(lambda: both_of_recipes(subject, _recipes(subject), reads), _noise(subject.base, reads))
-    return _compared(lambda: both_of_scales(subject.model, _scales(subject), reads), _noise(subject.model, reads))
+    return _compared(lambda: both_of_scales(subject, _scales(subject), reads), _noise(subject.model, reads))
 
 
 def _compared(both: Both, noise: float) -> str:

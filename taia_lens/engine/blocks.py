@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from taia_lens.engine.reads import read_hook
+from taia_lens.engine.reads import READ_HOOKS
 from taia_lens.errors import SiteError
 from taia_lens.sites import COMPONENTS, Site
 from taia_lens.weights import Model
@@ -124,8 +124,7 @@ class Blocks:
             streams.append(h)
             return h
 
-        with self.model.hooks(fwd_hooks=[(read_hook(self.model), _only)]):
-            _skeleton(self.model, self.tokens, self.mask, [see])
+        self._skeleton(self.tokens, self.mask, [see])
         return streams[0]
 
     def run(
@@ -173,7 +172,7 @@ class Blocks:
         if start not in self.calls:
             n = self.copies.get(start, 1)
             tokens, mask = (repeat(t, "batch pos -> (copy batch) pos", copy=n) for t in (self.tokens, self.mask))
-            self.calls[start] = Calls(_record(self.model, tokens, mask, start), _record(self.model, tokens[:1], mask[:1], start))
+            self.calls[start] = Calls(self._record(tokens, mask, start), self._record(tokens[:1], mask[:1], start))
         return self.calls[start]
 
     def read(self, streams: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_vocab"]:
@@ -184,7 +183,42 @@ class Blocks:
 
         one = self.tokens[:1, :1]
         same = [_same] * (len(self.model.blocks) - 1)
-        return rearrange(_skeleton(self.model, one, torch.ones_like(one, dtype=torch.bool), [*same, put]), "read 1 d_vocab -> read d_vocab")
+        logits = self._skeleton(one, torch.ones_like(one, dtype=torch.bool), [*same, put], every=True)
+        return rearrange(logits, "read 1 d_vocab -> read d_vocab")
+
+    def _record(self, tokens: Tensor, mask: Tensor, start: int) -> list[tuple[tuple, dict[str, Any]]]:
+        """What the model gives each block for the tokens from `start` on, with those before in its cache."""
+        calls: list[tuple[tuple, dict[str, Any]]] = []
+
+        def record(h: Tensor, *args: object, **named: object) -> Tensor:
+            calls.append((args, named))
+            return h
+
+        n = len(self.model.blocks)
+        cache = None
+        if start:
+            cache, nothing = DynamicCache(), torch.zeros(len(tokens), 1, start, 1, device=tokens.device)
+            for layer in range(n):
+                cache.update(nothing, nothing, layer)
+        self._skeleton(tokens[:, start:], mask, [record] * n, cache)
+        return calls
+
+    def _skeleton(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        forwards: Sequence[Callable[..., Tensor]],
+        cache: DynamicCache | None = None,
+        *,
+        every: bool = False,
+    ) -> Tensor:
+        """A forward whose first blocks are stood in for by these, and the others by the identity; `every` position is unembedded."""
+        blocks = self.model.blocks
+        named = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        point = next(self.points[name] for name in READ_HOOKS if name in self.points)
+        with standing_in(dict(zip(blocks, [*forwards, *[_same] * (len(blocks) - len(forwards))], strict=True))):
+            with hooked([] if every else [(point, _only)]):
+                return self.model(tokens, attention_mask=mask.long(), return_type="logits", **named)
 
 
 def _part(block: nn.Module, component: str) -> nn.Module:
@@ -210,36 +244,6 @@ def _only(act: Tensor, hook: object) -> Tensor:
 
 def _same(h: Tensor, *args: object, **named: object) -> Tensor:
     return h
-
-
-def _record(model: Model, tokens: Tensor, mask: Tensor, start: int) -> list[tuple[tuple, dict[str, Any]]]:
-    """What a model gives each block for the tokens from `start` on, with those before in its cache."""
-    calls: list[tuple[tuple, dict[str, Any]]] = []
-
-    def record(h: Tensor, *args: object, **named: object) -> Tensor:
-        calls.append((args, named))
-        return h
-
-    cache = None
-    if start:
-        cache = DynamicCache()
-        for layer in range(len(model.blocks)):
-            nothing = torch.zeros(len(tokens), 1, start, 1, device=tokens.device)
-            cache.update(nothing, nothing, layer)
-
-    with model.hooks(fwd_hooks=[(read_hook(model), _only)]):
-        _skeleton(model, tokens[:, start:], mask, [record] * len(model.blocks), cache)
-    return calls
-
-
-def _skeleton(
-    model: Model, tokens: Tensor, mask: Tensor, forwards: Sequence[Callable[..., Tensor]], cache: DynamicCache | None = None
-) -> Tensor:
-    """A forward whose first blocks are stood in for by these, and the others by the identity."""
-    rest = [_same] * (len(model.blocks) - len(forwards))
-    named = {} if cache is None else {"past_key_values": cache, "use_cache": True}
-    with standing_in(dict(zip(model.blocks, [*forwards, *rest], strict=True))):
-        return model(tokens, attention_mask=mask.long(), return_type="logits", **named)
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from taia_lens.engine.scaled import laid_out
 from taia_lens.engine.shared import Found, Parameters, Sweep
 from taia_lens.engine.words import Gain, Speller, Word, scales_word
 from taia_lens.engine.writes import Writer
+from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
 from taia_lens.recipe import Recipe, Side
 from taia_lens.scales import Scales
 from taia_lens.sites import Positions
-from taia_lens.weights import Model, live_weights
+from taia_lens.weights import Model, live
 
 Gains = Callable[[Gain], tuple[Tensor, Tensor]]
 
@@ -81,14 +82,15 @@ def lay_out(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping
     hooks = _hooks(recipes, given)
     for side, names in hooks.items():
         check_hooks(models[side], names)
-    plan = make_plan(words, _starts(words, reads, pair.base), ends, hooks, extent_of(pair.base, reads), budget)
+    plan = make_plan(words, _starts(words, reads, pair.base), ends, hooks, extent_of(pair.loaded("base"), reads), budget)
     homes = dict.fromkeys(word.home for word in (*words, *ends.values()))
     parameters = {side: {w.name: w.parameter for w in found} for side, found in speller.hosts.items()}
     return Layout(plan, ends, {home: models[home] for home in homes}, parameters, given, _no_gains, budget)
 
 
-def lay_out_scales(model: Model, scales: Sequence[Scales | None], reads: Reads, budget: Budget) -> Layout:
+def lay_out_scales(loaded: Loaded, scales: Sequence[Scales | None], reads: Reads, budget: Budget) -> Layout:
     """Sets of scales on one model."""
+    model = loaded.model
     n = int(model.cfg.n_layers)
     words = [scales_word(i, one, n) for i, one in enumerate(scales)]
     ends: dict[Side, Word] = {"base": scales_word(0, None, n)}
@@ -98,7 +100,7 @@ def lay_out_scales(model: Model, scales: Sequence[Scales | None], reads: Reads, 
         assert one is not None
         return laid_out(model, one, gain.site.layer or 0)[1:]
 
-    plan = make_plan(words, [0] * len(words), ends, {}, extent_of(model, reads), budget)
+    plan = make_plan(words, [0] * len(words), ends, {}, extent_of(loaded, reads), budget)
     return Layout(plan, ends, {"base": model}, {"base": {}}, {}, gains, budget)
 
 
@@ -130,15 +132,15 @@ def _starts(words: Sequence[Word], reads: Reads, model: Model) -> list[int]:
     return [min([earliest, *(first(write.positions) for write in word.writes)]) for word in words]
 
 
-def extent_of(model: Model, reads: Reads) -> Extent:
+def extent_of(loaded: Loaded, reads: Reads) -> Extent:
     """How much one forward on this batch is; a block's work is counted by its weights, all experts alike."""
     rows, width = reads.batch.tokens.shape
     sizes = {"attn": 0, "mlp": 0}
-    for weight in live_weights(model):
+    for weight in live(loaded.weights):
         if weight.component in sizes:
             sizes[weight.component] += weight.parameter.numel()
-    n, cfg = int(model.cfg.n_layers), model.cfg
-    item = next(model.parameters()).element_size()
+    n, cfg = int(loaded.model.cfg.n_layers), loaded.model.cfg
+    item = next(loaded.model.parameters()).element_size()
     return Extent(
         rows=rows,
         width=width,

@@ -101,9 +101,9 @@ def both_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads) -> Both
     return dict(lay_out(pair, recipes, reads, None, BUDGET).run(reads)), dict(_plain(pair, recipes, reads, None))
 
 
-def both_of_scales(model: Model, scales: Sequence[Scales | None], reads: Reads) -> Both:
+def both_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads) -> Both:
     """What is read under each set of scales with work shared, and without."""
-    return dict(lay_out_scales(model, scales, reads, BUDGET).run(reads)), dict(_plain_scales(model, scales, reads))
+    return dict(lay_out_scales(model, scales, reads, BUDGET).run(reads)), dict(_plain_scales(model.model, scales, reads))
 
 
 def _plain(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping[Side, Run] | None) -> Found:
@@ -140,7 +140,7 @@ def run_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, 
     """
     if plan == "plain" or model.plain_because or _hooked(model.model):
         return _plain_scales(model.model, scales, reads)
-    return lay_out_scales(model.model, scales, reads, budget).run(reads)
+    return lay_out_scales(model, scales, reads, budget).run(reads)
 
 
 def _hooked(model: Model) -> bool:

@@ -19,7 +19,7 @@ from taia_lens.grafting import blend, takes
 from taia_lens.pair import Pair
 from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale, Side, other
 from taia_lens.sites import Site, select
-from taia_lens.weights import Model, weights
+from taia_lens.weights import Model
 
 _Write = Patch | Ablate | Scale
 
@@ -108,7 +108,7 @@ def _grafted(pair: Pair, recipe: Recipe) -> Iterator[None]:
     if not recipe.grafts:
         yield
         return
-    hosts, donors = weights(pair.side(recipe.host)), weights(pair.side(other(recipe.host)))
+    hosts, donors = pair.weights[recipe.host], pair.weights[other(recipe.host)]
     edits = takes(recipe, hosts, pair.shape)
     host, donor = ({w.name: w.parameter for w in found} for found in (hosts, donors))
     originals = {name: host[name].data for name in edits}
@@ -173,7 +173,7 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
     """
     _check(pair, recipe)
     if recipe.grafts:
-        takes(recipe, weights(pair.side(recipe.host)), pair.shape)
+        takes(recipe, pair.weights[recipe.host], pair.shape)
 
 
 def _check(pair: Pair, recipe: Recipe) -> None:

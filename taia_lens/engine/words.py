@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taia_lens.grafting import Take, takes
-from taia_lens.pair import Pair, config_differences
+from taia_lens.pair import Pair
 from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale, Side, other
 from taia_lens.scales import Scales
 from taia_lens.sites import Site
-from taia_lens.weights import Weight, weights
+from taia_lens.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,17 @@ class Speller:
 
     pair: Pair
     n_layers: int
-    hosts: dict[Side, list[Weight]]
+    hosts: dict[Side, tuple[Weight, ...]]
     places: dict[str, tuple[str, int | None]]
     shared_home: bool
 
     @classmethod
     def of(cls, pair: Pair) -> Speller:
         """For a pair; weights that it holds once (they are equal) have no place."""
-        hosts: dict[Side, list[Weight]] = {"base": weights(pair.base), "tuned": weights(pair.tuned)}
+        hosts = pair.weights
         tuned = {w.name: w.parameter.data_ptr() for w in hosts["tuned"]}
         places = {w.name: (w.component, w.layer) for w in hosts["base"] if w.parameter.data_ptr() != tuned[w.name]}
-        return cls(pair, pair.shape.n_layers, hosts, places, not config_differences(pair.base, pair.tuned))
+        return cls(pair, pair.shape.n_layers, hosts, places, pair.alike)
 
     def word(self, recipe: Recipe) -> Word:
         """Spell a recipe.

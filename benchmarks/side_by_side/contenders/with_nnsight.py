@@ -81,8 +81,13 @@ def _put(layer: tuple[Any, Any, Any], patch: Patch, donor: Tensor, width: int) -
     elif patch.positions == "all":
         _read(layer, patch.site.component)[:] = donor
     else:
-        p = list(patch.positions)
+        p = [int(position) for position in patch.positions]
         _read(layer, patch.site.component)[:, p] = donor[:, p]
+
+
+def _layer(patch: Patch) -> int:
+    assert patch.site.layer is not None
+    return patch.site.layer
 
 
 def _one_by_one(setting: Setting, sweep: Sweep, models: dict[Side, Any], prompts: list[list[int]]) -> Tensor:
@@ -91,7 +96,7 @@ def _one_by_one(setting: Setting, sweep: Sweep, models: dict[Side, Any], prompts
     model, layers, width, out = models["base"], _layers(setting, models["base"]), setting.pair.shape.d_head, []
     for patch in patches:
         with model.trace(prompts, logits_to_keep=1):
-            _put(layers[patch.site.layer], patch, donor[patch.site.component][patch.site.layer], width)
+            _put(layers[_layer(patch)], patch, donor[patch.site.component][_layer(patch)], width)
             logits = model.output.logits[:, -1].save()
         out.append(score(logits, sweep.batch))
     return torch.stack(out)
@@ -101,13 +106,13 @@ def _batched(setting: Setting, sweep: Sweep, models: dict[Side, Any], prompts: l
     patches = [recipe.patches[0] for recipe in sweep.recipes]
     donor = {c: _donor(setting, models["tuned"], prompts, c) for c in dict.fromkeys(patch.site.component for patch in patches)}
     model, layers, width, out = models["base"], _layers(setting, models["base"]), setting.pair.shape.d_head, []
-    for _, group in groupby(patches, key=lambda patch: patch.site.layer):
+    for _, group in groupby(patches, key=_layer):
         together = list(group)
         with model.trace() as tracer:
             row = nnsight.save([])
             for patch in together:
                 with tracer.invoke(prompts, logits_to_keep=1):
-                    _put(layers[patch.site.layer], patch, donor[patch.site.component][patch.site.layer], width)
+                    _put(layers[_layer(patch)], patch, donor[patch.site.component][_layer(patch)], width)
                     row.append(model.output.logits[:, -1])
         out += [score(logits, sweep.batch) for logits in row]
     return torch.stack(out)
