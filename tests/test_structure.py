@@ -120,11 +120,11 @@ def test_a_study_that_imports_another_would_be_noticed() -> None:
 
 
 def test_hooks_and_weights_are_touched_in_the_engine_only() -> None:
-    words = (".hooks(", ".add_hook(", "register_forward", ".data = ")
+    words = (".hooks(", ".add_hook(", "register_forward", ".data = ", "__dict__[")
     found = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") for w in words if w in p.read_text(encoding="utf-8")}
     # A pair points tensors that are equal in both models at one storage when it is joined, and an adapter is merged into a
     # copy of the base, whose weights are cast back before anyone else has seen it.
-    engine = {f"engine/{name}.py" for name in ("run", "reads", "scaled", "moments", "gradients")}
+    engine = {f"engine/{name}.py" for name in ("run", "reads", "calls", "shared", "scaled", "moments", "gradients")}
     assert found == engine | {"pair.py", "loading/adapters.py"}
 
 

@@ -12,7 +12,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from taia_lens.engine.blocks import Blocks, Detour, Keys, Out
+from taia_lens.engine.blocks import Blocks, Detour, Out
+from taia_lens.engine.calls import Keys
 from taia_lens.engine.plan import EndNeeds, Leaf, Parent, Plan, Step, Tail
 from taia_lens.engine.reads import READ_FLOATS, Reads, picked
 from taia_lens.engine.words import Taken, Word
