@@ -146,6 +146,17 @@ def test_spans_are_read_at_many_positions(llama: Pair, reads: Reads, budget: Bud
     hold(llama, recipes, some, budget=budget)
 
 
+def test_only_the_columns_that_are_wanted_are_unembedded(pair: Pair, reads: Reads) -> None:
+    columns = torch.tensor([40, 3, 17])
+    some = dataclasses.replace(reads, columns=columns)
+    recipes = [parse_recipe(text) for text in ("base", "base; graft all <- tuned x0.5", *SWEEPS["outputs"])]
+    hold(pair, recipes, some)
+    whole = read(pair, recipes, reads)
+    for ours, all_logits in zip(read(pair, recipes, some), whole, strict=True):
+        assert ours.shape == (4, 3) and (ours - all_logits[:, columns]).abs().max() <= ROUNDING
+        assert (ours - all_logits[:, :3]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("component", ["head", "attn", "mlp", "resid"])
 def test_scales_of_one_model_are_shared_too(pair: Pair, reads: Reads, component: str) -> None:
     model = pair.loaded("base")

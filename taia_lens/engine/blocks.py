@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from taia_lens.engine.calls import Calls, Keys, Prefix, first, hooked, kept, standing_in
+from taia_lens.engine.calls import Calls, Keys, Prefix, first, hooked, kept, narrowed, standing_in
 from taia_lens.engine.reads import READ_HOOKS
 from taia_lens.sites import COMPONENTS, Site
 from taia_lens.weights import Model
@@ -130,16 +130,18 @@ class Blocks:
             self.calls[start] = Calls(self._record(tokens, mask, start), self._record(tokens[:1], mask[:1], start))
         return self.calls[start]
 
-    def read(self, streams: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_vocab"]:
-        """What the model makes of these after its last block."""
+    def read(self, streams: Float[Tensor, "read d_model"], columns: Int[Tensor, " column"] | None = None) -> Float[Tensor, "read logit"]:
+        """What the model makes of these after its last block: all logits, or those of some tokens."""
 
         def put(h: Tensor, *args: object, **named: object) -> Tensor:
             return rearrange(streams, "read d_model -> read 1 d_model")
 
-        one = self.tokens[:1, :1]
+        one = torch.zeros_like(self.tokens[:1, :1])  # whatever it embeds, the last block gives out something else
         same = [_same] * (len(self.model.blocks) - 1)
-        logits = self._skeleton(one, torch.ones_like(one, dtype=torch.bool), [*same, put], every=True)
-        return rearrange(logits, "read 1 d_vocab -> read d_vocab")
+        with narrowed(self.model, columns) as narrow:
+            logits = self._skeleton(one, torch.ones_like(one, dtype=torch.bool), [*same, put], every=True)
+        logits = rearrange(logits, "read 1 d_vocab -> read d_vocab")
+        return logits if columns is None or narrow else logits[:, columns]
 
     def _record(self, tokens: Tensor, mask: Tensor, start: int) -> list[tuple[tuple, dict[str, Any]]]:
         """What the model gives each block for the tokens from `start` on, with those before in its cache."""

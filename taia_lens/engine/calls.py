@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from taia_lens.errors import SiteError
+from taia_lens.weights import Model
 
 Keys = tuple[Tensor, Tensor]
 """Keys and values of one layer: (batch, kv head, pos, d_head)."""
@@ -97,6 +99,23 @@ def hooked(functions: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None
 def _unhook(point: Any, handle: Any) -> None:
     handle.hook.remove()
     point.fwd_hooks.remove(handle)
+
+
+@contextmanager
+def narrowed(model: Model, columns: Int[Tensor, " column"] | None) -> Iterator[bool]:
+    """The unembedding with the rows of these tokens only, for as long as the block runs; False where it cannot be so cut."""
+    d_vocab = int(model.cfg.d_vocab)
+    found = [] if columns is None else [(p, p.data, list(p.shape)) for p in (*model.unembed.parameters(), *model.unembed.buffers())]
+    if columns is None or not found or any(d_vocab not in shape for _, _, shape in found):
+        yield False
+        return
+    try:
+        for parameter, whole, shape in found:
+            parameter.data = whole.index_select(shape.index(d_vocab), columns.to(whole.device))
+        yield True
+    finally:
+        for parameter, whole, _ in found:
+            parameter.data = whole
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from taia_lens.engine.blocks import Blocks
 from taia_lens.engine.plan import Budget, Extent, Plan, Step
 from taia_lens.engine.planner import make_plan
 from taia_lens.engine.reads import Reads
-from taia_lens.engine.run import Run, check_hooks
+from taia_lens.engine.run import Run, check_hooks, check_sites
 from taia_lens.engine.scaled import laid_out
 from taia_lens.engine.shared import Found, Parameters, Sweep
 from taia_lens.engine.words import Gain, Speller, Word, scales_word
@@ -72,13 +72,16 @@ def lay_out(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
+    for recipe in recipes:
+        check_sites(pair, recipe)
     speller = Speller.of(pair)
     words = [speller.word(recipe) for recipe in recipes]
     ends: dict[Side, Word] = {side: speller.word(Recipe(side)) for side in ("base", "tuned")}
     models: dict[Side, Model] = {"base": pair.base, "tuned": pair.tuned}
     given = {side: dict(run.acts) for side, run in (donors or {}).items()}
-    for recipe, word in zip(recipes, words, strict=True):
-        check_hooks(models[recipe.host], [write.site.hook for write in word.writes])
+    for side, model in models.items():
+        written = {write.site.hook for recipe, word in zip(recipes, words, strict=True) if recipe.host == side for write in word.writes}
+        check_hooks(model, sorted(written))
     hooks = _hooks(recipes, given)
     for side, names in hooks.items():
         check_hooks(models[side], names)

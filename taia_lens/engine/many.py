@@ -86,9 +86,9 @@ def run_recipes(
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
-    for recipe in recipes:
-        check_recipe(pair, recipe)
     if plan == "plain" or pair.report.plain_because or any(_hooked(model) for model in pair.models):
+        for recipe in recipes:
+            check_recipe(pair, recipe)
         return _plain(pair, recipes, reads, donors)
     return lay_out(pair, recipes, reads, donors, budget).run(reads)
 
@@ -120,8 +120,6 @@ def plan_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget:
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
-    for recipe in recipes:
-        check_recipe(pair, recipe)
     return lay_out(pair, recipes, reads, None, budget).plan
 
 

@@ -30,13 +30,15 @@ class Reads:
         batch: The rows, on the model's device.
         rows: Row of each read.
         positions: Position of each read.
-        targets: The token whose log-probability, in nats, is read; None for all logits.
+        targets: The token whose log-probability, in nats, is read; None for logits.
+        columns: Of logits: the tokens whose are read, in this order; None for all.
     """
 
     batch: Batch
     rows: Int[Tensor, " read"]
     positions: Int[Tensor, " read"]
     targets: Int[Tensor, " read"] | None = None
+    columns: Int[Tensor, " column"] | None = None
 
     @classmethod
     def last(cls, batch: Batch) -> Reads:
@@ -45,13 +47,15 @@ class Reads:
 
     def to(self, device: torch.device | str) -> Reads:
         targets = None if self.targets is None else self.targets.to(device)
-        return Reads(self.batch.to(device), self.rows.to(device), self.positions.to(device), targets)
+        columns = None if self.columns is None else self.columns.to(device)
+        return Reads(self.batch.to(device), self.rows.to(device), self.positions.to(device), targets, columns)
 
     def run(self, model: Model) -> Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]:
         """Read a live model, with whatever weights and hooks are in force."""
         tokens, mask = self.batch.tokens, self.batch.mask
         if self.targets is None:
-            return run_reads(model, tokens, mask, self.rows, self.positions)
+            logits = run_reads(model, tokens, mask, self.rows, self.positions)
+            return logits if self.columns is None else logits[:, self.columns]
         return run_logprobs(model, tokens, mask, self.rows, self.positions, self.targets)
 
 

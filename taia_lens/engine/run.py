@@ -85,7 +85,7 @@ def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: M
     Raises:
         SiteError, RecipeError: The recipe names what the pair does not have, or patches without a batch.
     """
-    _check(pair, recipe)
+    check_sites(pair, recipe)
     host = pair.side(recipe.host)
     if recipe.patches and batch is None:
         raise RecipeError(f"'{recipe.patches[0]}' puts activations, which belong to a batch; write applied(pair, recipe, batch=batch)")
@@ -171,12 +171,17 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
     Raises:
         SiteError, RecipeError: A layer, head, projection or component that is not there, or an overlap.
     """
-    _check(pair, recipe)
+    check_sites(pair, recipe)
     if recipe.grafts:
         takes(recipe, pair.weights[recipe.host], pair.shape)
 
 
-def _check(pair: Pair, recipe: Recipe) -> None:
+def check_sites(pair: Pair, recipe: Recipe) -> None:
+    """Raise where a recipe names a layer or head that the pair does not have.
+
+    Raises:
+        SiteError: The message says which there are.
+    """
     shape = pair.shape
     for edit in recipe.edits:
         if isinstance(edit, Graft):
@@ -199,6 +204,8 @@ def check_hooks(model: Model, names: Sequence[str]) -> None:
     Raises:
         SiteError: The message lists those that are near.
     """
+    if not names:
+        return  # the table of hooks is made anew each time it is asked for
     known = model.hook_dict
     for name in names:
         if name not in known:

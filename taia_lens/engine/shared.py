@@ -216,7 +216,8 @@ class Sweep:
         size = max(1, READ_FLOATS // int(blocks.model.cfg.d_vocab))
         if targets is None:
             each = max(1, size // max(1, len(self.reads.rows))) * len(self.reads.rows)
-            return [one for some in streams.split(each) for one in blocks.read(some).split(len(self.reads.rows))]
+            columns, n_reads = self.reads.columns, len(self.reads.rows)
+            return [one for some in streams.split(each) for one in blocks.read(some, columns).split(n_reads)]
         wanted = targets.repeat(n)
         chunks = zip(streams.split(size), wanted.split(size), strict=True)
         return torch.cat([picked(blocks.read(some), of) for some, of in chunks]).split(len(targets))

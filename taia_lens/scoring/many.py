@@ -36,8 +36,14 @@ def score_recipes(
         For each recipe, its scores on each suite.
     """
 
+    worths: dict[tuple[int, ...], float] = {}
+
     def worth(which: Sequence[int], reads: Reads) -> float:
-        return float(len(which)) if pair.report.plain_because else plan_recipes(pair, [recipes[i] for i in which], reads).work
+        key = tuple(which)
+        if key not in worths:  # planned once: on other rows the same recipes are worth the same, but for how long those are
+            plain = bool(pair.report.plain_because)
+            worths[key] = float(len(which)) if plain else plan_recipes(pair, [recipes[i] for i in which], reads).work
+        return worths[key]
 
     asked = Asked(
         depends=[depends_on(pair, recipe, "") for recipe in recipes],
