@@ -26,6 +26,7 @@ from taia_lens.pair import Pair
 from taia_lens.players import players
 from taia_lens.recipe_text import parse_recipe
 from taia_lens.store import open_store
+from taia_lens.studies import layers as study
 from taia_lens.studies.layers import VIEWS, Sampling, layers
 from taia_lens.suite import Suite
 from taia_lens.weights import live_weights
@@ -185,6 +186,23 @@ def test_more_pairs_of_orders_or_an_error_small_enough_stop_the_sampling(lora: P
     tight = layers(lora, suite, views=["shapley"], metrics=["logprob"], sampling=Sampling(target_se=0.02, budget=400))
     assert float(summaries.layers_summary(tight).shapley_se.max()) <= 0.02 or tight.sizes["pair"] == 40
     assert np.isnan(summaries.layers_summary(few.isel(pair=slice(0, 1))).shapley_se).all()
+
+
+def test_recipes_are_asked_for_together(lora: Pair, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All views but Shapley's at once; orders at once where the budget alone says how many, else a pair at a time."""
+    asked, whole = list[int](), study.score_recipes
+
+    def counting(pair: Pair, recipes: list, *args: Any, **named: Any) -> Any:
+        asked.append(len(recipes))
+        return whole(pair, recipes, *args, **named)
+
+    monkeypatch.setattr(study, "score_recipes", counting)
+    result = layers(lora, suite, metrics=["logprob"], sampling=Sampling(budget=30))
+    assert len([n for n in asked if n]) == 2 and asked[0] > 2 + 6 + 6 and sum(asked) == result.attrs["evaluations"]
+    assert 0 < result.attrs["work"] < result.attrs["evaluations"]
+    asked.clear()
+    layers(lora, suite, views=["shapley"], metrics=["logprob"], sampling=Sampling(target_se=1e-9, budget=30))
+    assert asked[0] == 2 and len([n for n in asked[1:] if n]) == 3 and max(asked) <= 10  # three pairs of orders of six players
 
 
 def test_the_same_seed_gives_the_same_bits_with_and_without_a_store(lora: Pair, suite: Suite, found: xr.Dataset, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def values(found: list[list[Scores]]) -> np.ndarray:
 
 def score(pair: Pair, recipes: list[Recipe], suites: list[Prepared], **more: Any) -> tuple[np.ndarray, int]:
     """Values (recipe, example), and how far the bar has come."""
-    with tqdm(disable=False, file=open("/dev/null", "w")) as bar:
+    with tqdm(disable=False, file=StringIO()) as bar:
         found = score_recipes(pair, recipes, suites, **({"store": None} | more), bar=bar)
         return values(found), bar.n
 

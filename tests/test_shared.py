@@ -188,6 +188,24 @@ def test_recipes_without_edits_come_first(llama: Pair, reads: Reads) -> None:
     assert {i for i, _ in list(run_recipes(llama, recipes, reads))[:2]} == {1, 3}
 
 
+def test_nothing_is_in_force_while_the_caller_has_its_turn(llama: Pair, reads: Reads) -> None:
+    before = {side: parameters(llama.side(side)) for side in ("base", "tuned")}
+    recipes = [parse_recipe(text) for text in ("base", "tuned", *SWEEPS["prefixes"], *SWEEPS["outputs"])]
+    with torch.enable_grad():
+        for _ in run_recipes(llama, recipes, reads, budget=Budget(tokens=40, bytes=1)):
+            assert torch.is_grad_enabled()
+            assert all(same(before[side], parameters(llama.side(side))) and hooks_left(llama.side(side)) == [] for side in before)
+
+
+def test_leaves_that_are_read_with_other_weights_share_their_stream(llama: Pair, reads: Reads) -> None:
+    hold(
+        llama,
+        [parse_recipe(f"base; graft L1.mlp <- tuned{tail}") for tail in ("", "; graft unembed <- tuned", "; graft norms <- tuned")],
+        reads,
+    )
+    hold(llama, [parse_recipe("base; graft unembed <- tuned"), Recipe("base")], reads)
+
+
 # The plan: what is computed, and how much
 
 

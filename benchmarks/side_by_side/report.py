@@ -74,6 +74,7 @@ def _key(one: Record) -> tuple[str, ...]:
 
 
 def save(records: Sequence[Record], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(records), indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from taia_lens.engine.blocks import Blocks
@@ -61,9 +60,8 @@ class Layout:
                 copies[step.start] = max(copies.get(step.start, 1), len(step.rows))
         tokens, mask = reads.batch.tokens, reads.batch.mask
         blocks = {side: Blocks(model, tokens, mask, copies, model.hook_dict) for side, model in self.models.items()}
-        with torch.no_grad():
-            writer = Writer(reads.batch, self.given, self.gains)
-            yield from Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends)
+        writer = Writer(reads.batch, self.given, self.gains)
+        return Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends)
 
 
 def lay_out(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping[Side, Run] | None, budget: Budget) -> Layout:

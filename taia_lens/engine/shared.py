@@ -68,18 +68,26 @@ class Sweep:
         Yields:
             The number of a word and what was read: those that are base or tuned as they are first.
         """
+        # Nothing is in force while the caller has its turn: no pointer, no hook, no grad mode.
         for side, needs in plan.ends.items():
-            yield from self._end(side, ends[side], needs)
-        for node, (home, taken) in plan.roots.items():
-            with pointed(self.parameters, home, taken):
-                self.nodes[node] = self.blocks[home].embeddings(), 0
+            self._end(side, ends[side], needs)
+            if needs.words:
+                yield from self._tail(Tail((Leaf(side, 0, ends[side].home, ends[side].tail, needs.words),)))
+        self._roots(plan)
         for step in plan.steps:
             if isinstance(step, Tail):
                 yield from self._tail(step)
             else:
                 self._step(step)
 
-    def _end(self, side: Side, word: Word, needs: EndNeeds) -> Found:
+    @torch.no_grad()
+    def _roots(self, plan: Plan) -> None:
+        for node, (home, taken) in plan.roots.items():
+            with pointed(self.parameters, home, taken):
+                self.nodes[node] = self.blocks[home].embeddings(), 0
+
+    @torch.no_grad()
+    def _end(self, side: Side, word: Word, needs: EndNeeds) -> None:
         """Base or tuned as it is, block by block; what others begin with or take is kept."""
         end = self.ends[side] = End()
         if not needs.whole and not needs.streams:
@@ -102,9 +110,8 @@ class Sweep:
                 end.keys[layer] = out.keys
         end.streams[len(word.levels)] = stream
         self.writer.join(side)
-        if needs.words:
-            yield from self._tail(Tail((Leaf(side, 0, word.home, word.tail, needs.words),)))
 
+    @torch.no_grad()
     def _step(self, step: Step) -> None:
         stream = self._stacked(step)
         known = {
@@ -192,35 +199,31 @@ class Sweep:
 
     def _tail(self, tail: Tail) -> Found:
         """Read leaves, as many at a time as their logits allow; leaves that are read with the same weights together."""
-        groups: dict[tuple[Side, tuple[Taken, ...]], list[Leaf]] = {}
-        for leaf in tail.leaves:
-            groups.setdefault((leaf.home, leaf.taken), []).append(leaf)
         n_layers = len(next(iter(self.blocks.values())).model.blocks)
+        groups: dict[tuple[Side, tuple[Taken, ...]], list[tuple[Leaf, Tensor]]] = {}
+        for leaf in tail.leaves:
+            stream = self._stream(leaf.parent, n_layers, 0)[self.reads.rows, self.reads.positions - leaf.start]
+            groups.setdefault((leaf.home, leaf.taken), []).append((leaf, stream))
+        for leaf in tail.leaves:
+            if isinstance(leaf.parent, int):
+                self.nodes.pop(leaf.parent, None)
         for (home, taken), leaves in groups.items():
-            streams = []
-            for leaf in leaves:
-                whole = self._stream(leaf.parent, n_layers, 0)
-                streams.append(whole[self.reads.rows, self.reads.positions - leaf.start])
-            for leaf in leaves:
-                if isinstance(leaf.parent, int):
-                    self.nodes.pop(leaf.parent, None)
-            with pointed(self.parameters, home, taken):
-                found = self._read(home, torch.cat(streams), len(leaves))
-            for leaf, one in zip(leaves, found, strict=True):
-                for word in leaf.words:
-                    yield word, one
+            width = int(self.blocks[home].model.cfg.d_vocab) if self.reads.columns is None else len(self.reads.columns)
+            size = max(1, READ_FLOATS // max(1, width * len(self.reads.rows)))
+            for some in (leaves[i : i + size] for i in range(0, len(leaves), size)):
+                found = self._read(home, taken, torch.cat([stream for _, stream in some]), len(some))
+                yield from ((word, one) for (leaf, _), one in zip(some, found, strict=True) for word in leaf.words)
 
-    def _read(self, home: Side, streams: Float[Tensor, "stacked d_model"], n: int) -> Sequence[Tensor]:
+    @torch.no_grad()
+    def _read(self, home: Side, taken: Sequence[Taken], streams: Float[Tensor, "stacked d_model"], n: int) -> Sequence[Tensor]:
         """What is read of each of n leaves."""
         blocks, targets = self.blocks[home], self.reads.targets
-        size = max(1, READ_FLOATS // int(blocks.model.cfg.d_vocab))
-        if targets is None:
-            each = max(1, size // max(1, len(self.reads.rows))) * len(self.reads.rows)
-            columns, n_reads = self.reads.columns, len(self.reads.rows)
-            return [one for some in streams.split(each) for one in blocks.read(some, columns).split(n_reads)]
-        wanted = targets.repeat(n)
-        chunks = zip(streams.split(size), wanted.split(size), strict=True)
-        return torch.cat([picked(blocks.read(some), of) for some, of in chunks]).split(len(targets))
+        with pointed(self.parameters, home, taken):
+            if targets is None:
+                return blocks.read(streams, self.reads.columns).split(len(self.reads.rows))
+            size = max(1, READ_FLOATS // int(blocks.model.cfg.d_vocab))
+            chunks = zip(streams.split(size), targets.repeat(n).split(size), strict=True)
+            return torch.cat([picked(blocks.read(some), of) for some, of in chunks]).split(len(targets))
 
 
 def _always(detour: Detour, rows: slice) -> Detour:
