@@ -81,9 +81,9 @@ def _gpt2(vocab: int, d: int, layers: int, heads: int) -> Callable[[], PreTraine
 
 SHAPES: dict[str, Shape] = {
     DEMO: Shape("the demo pair (16 layers, d 128, vocabulary 359)", None, 32, (4, 13), (16, 9)),
-    "gqa": Shape("GQA Llama (16 layers, d 512, vocabulary 32k)", _llama(32_000, 512, 1408, 16, 8, 2), 8, (12, 32), (4, 16)),
+    "gqa": Shape("GQA Llama (16 layers, d 512, vocabulary 32k)", _llama(32_000, 512, 1408, 16, 8, 2), 4, (12, 32), (2, 12)),
     "gpt2": Shape("GPT-2 small's shape (12 layers, d 768, vocabulary 50,257)", GPT2Config, 4, (12, 32), (2, 12)),
-    "vocab": Shape("GQA Llama with a vocabulary of 128k", _llama(128_256, 512, 1408, 16, 8, 2), 4, (12, 32), (2, 16)),
+    "vocab": Shape("GQA Llama with a vocabulary of 128k", _llama(128_256, 512, 1408, 16, 8, 2), 4, (12, 32), (2, 12)),
     "tiny": Shape("tiny GQA Llama (3 layers, d 64)", _llama(300, 64, 96, 3, 4, 2), 5, (4, 9), (3, 5), 0.2),
     "tiny-gpt2": Shape("tiny GPT-2 (2 layers, d 32)", _gpt2(200, 32, 2, 4), 4, (3, 7), (2, 4), 0.2),
     "1b": Shape("Llama 3.2 1B's shape", _llama(128_256, 2048, 8192, 16, 32, 8), 32, (32, 96), (16, 48), 0.02, device="cuda"),

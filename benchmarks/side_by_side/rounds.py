@@ -14,8 +14,7 @@ from side_by_side.contenders import Contender, Job
 from side_by_side.memory import peak_bytes
 from side_by_side.models import Setting
 from side_by_side.questions import Sweep
-from side_by_side.work import work
-from taia_lens.engine import run_plain
+from taia_lens.engine import Reads, plan_recipes, run_plain
 
 # Of the largest number of the sweep. float32: two attention kernels and two paddings were found to differ by 1e-6 to 1e-5 of it, and
 # a patch left out, or at the wrong place, moves numbers by 1e-2 and more. bfloat16 has steps of 2^-8, and what they come to depends on
@@ -46,7 +45,7 @@ class Outcome:
     """One sweep on one model.
 
     Attributes:
-        work: Forwards' worth that it must compute.
+        work: Forwards' worth that is left where work is shared.
         plain: Seconds of a plain forward of this package on the same batch, one a round.
         contenders: In the order in which they were given.
     """
@@ -90,6 +89,16 @@ def measure(setting: Setting, sweep: Sweep, contenders: Mapping[str, Contender],
             found[name].seconds.append(seconds(jobs[name], device))
     gc.unfreeze()
     return Outcome(len(sweep.recipes), work(setting, sweep), plain, found)
+
+
+def work(setting: Setting, sweep: Sweep) -> float:
+    """Forwards' worth of the sweep where work is shared: what the engine's plan comes to.
+
+    Attribution patching is a forward of each side and a backward; a backward to activations only costs about a forward.
+    """
+    if sweep.kind == "attribution":
+        return 3.0
+    return plan_recipes(setting.pair, sweep.recipes, Reads.last(sweep.batch)).work
 
 
 PEERS = ("TransformerLens", "nnsight", "pyvene")
