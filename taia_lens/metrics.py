@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from taia_lens.batch import NO_TOKEN, Batch
+from taia_lens.engine import Reads
 from taia_lens.errors import SuiteError
 from taia_lens.metric_names import metrics_of
 
@@ -28,6 +29,31 @@ class Context:
     batch: Batch
     host: Logits | None = None
     donor: Logits | None = None
+
+    @classmethod
+    def of(cls, reads: Reads, host: Logits | None = None, donor: Logits | None = None) -> Context:
+        """For what was read: where only some columns of the logits were, the rows' answers are numbers of columns."""
+        return cls(reads.batch if reads.columns is None else _narrowed(reads.batch, reads.columns), host, donor)
+
+
+LOCAL = ("choice_accuracy", "logit_diff")
+"""Metrics that look at the logits of a row's answer, choices and contrast, and at no other."""
+
+
+def reads_of(names: Sequence[str], batch: Batch) -> Reads:
+    """What metrics need of each row's answer position: all logits, or only those of the tokens that are answers in the batch."""
+    reads = Reads.last(batch)
+    if not set(names) <= set(LOCAL):
+        return reads
+    ids = torch.cat([batch.answer, batch.choices.flatten(), batch.contrast])
+    return replace(reads, columns=ids[ids != NO_TOKEN].unique())
+
+
+def _narrowed(batch: Batch, columns: Int[Tensor, " column"]) -> Batch:
+    def place(ids: Tensor) -> Tensor:
+        return torch.where(ids == NO_TOKEN, ids, torch.searchsorted(columns, ids.clamp(min=0)))
+
+    return replace(batch, answer=place(batch.answer), choices=place(batch.choices), contrast=place(batch.contrast))
 
 
 def accuracy(logits: Logits, context: Context) -> PerRow:

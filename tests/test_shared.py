@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerBase
 
-from taia_lens.batch import Batch
+from taia_lens.batch import NO_TOKEN, Batch
 from taia_lens.check import probe
 from taia_lens.engine import Budget, Reads, evaluate, plan_recipes, run_recipes, run_scales
 from taia_lens.engine import blocks as engine_blocks
@@ -28,6 +28,7 @@ from taia_lens.engine.plan import Step
 from taia_lens.errors import RecipeError, SiteError, TaiaLensError
 from taia_lens.loaded import Loaded
 from taia_lens.loading import load_pair
+from taia_lens.metrics import LOCAL, Context, measure, reads_of
 from taia_lens.pair import Pair
 from taia_lens.recipe import Ablate, Edit, Graft, Patch, Recipe, Scale, Side, other
 from taia_lens.recipe_text import parse_recipe
@@ -439,3 +440,18 @@ def test_evaluate_takes_the_plan(llama: Pair) -> None:
     recipes = [parse_recipe(text) for text in SWEEPS["outputs"]]
     shared, plain = (evaluate(llama, recipes, batch, lambda t: {"m": t[:, 0]}, plan=way)["m"] for way in ("shared", "plain"))
     assert shared.shape == (len(recipes), len(batch.rows)) and (shared - plain).abs().max() <= ROUNDING
+
+
+def test_metrics_of_a_rows_answers_read_no_other_column(llama: Pair, reads: Reads) -> None:
+    generator = torch.Generator().manual_seed(1)
+    choices = torch.stack([torch.randperm(D_VOCAB, generator=generator)[:3] for _ in range(4)])
+    choices[0, 2] = NO_TOKEN
+    contrast = torch.tensor([NO_TOKEN, 5, NO_TOKEN, 9])
+    batch = dataclasses.replace(reads.batch, answer=choices[:, 1], choices=choices, contrast=contrast)
+    local, whole = reads_of(LOCAL, batch), reads_of((*LOCAL, "logprob"), batch)
+    assert whole.columns is None and local.columns is not None and len(local.columns) < 16
+    recipes = [parse_recipe(text) for text in SWEEPS["outputs"]]
+    for ours, theirs in zip(read(llama, recipes, local), read(llama, recipes, whole), strict=True):
+        few, full = measure(LOCAL, Context.of(local), ours), measure(LOCAL, Context.of(whole), theirs)
+        assert torch.equal(few["choice_accuracy"], full["choice_accuracy"])
+        assert (few["logit_diff"] - full["logit_diff"]).abs().max() <= ROUNDING

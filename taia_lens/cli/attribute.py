@@ -26,9 +26,7 @@ def attribute(
     positions: str = typer.Option("all", "--pos", "--positions", help=_POSITIONS),
     source: str = typer.Option("tuned", help="Which side the activations come from; the other one is the host."),
     metric: str | None = typer.Option(None, help="logprob, prob, logit_diff or choice_logprob. Default: the task's log-probability."),
-    steps: int = typer.Option(
-        0, min=0, help="Integrate the gradient over so many steps, one component and layer at a time; 0: do not."
-    ),
+    steps: int = typer.Option(0, min=0, help="Integrate the gradient over so many steps, one component and layer at a time; 0: do not."),
     check: int = typer.Option(4, min=0, help="Patch so many of the strongest sites really, and as many others drawn at random."),
     base: str | None = typer.Option(None, help=common.BASE_HELP),
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),

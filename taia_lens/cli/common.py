@@ -291,4 +291,5 @@ SUITES_HELP = "Prompts: FILE.jsonl, or id=FILE and ood=FILE to say the domain of
 STORE_HELP = "Where finished cells are kept, so that an interrupted run goes on where it stopped."
 NORMS_HELP = "Whose norms TAIA and TAIF take: base or tuned. Must be said where they differ."
 EMBED_HELP = "Whose embeddings and unembedding: base or tuned. Must be said where they differ."
+DRY_HELP = "Print how much work it would be, and do no more."
 LIMIT_HELP = "At most this many prompts of each domain, drawn with --seed."

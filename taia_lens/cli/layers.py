@@ -37,6 +37,7 @@ def layers(
     store: Path = typer.Option(Path("runs/cells.sqlite"), help=common.STORE_HELP),
     no_store: bool = typer.Option(False, "--no-store", help="Keep no cells."),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/layers-DATE-TIME."),
+    dry_run: bool = typer.Option(False, "--dry-run", help=common.DRY_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=common.REMOTE_HELP),
@@ -56,20 +57,28 @@ def layers(
         parse_span(layer, "layer")
     suites = common.read_suites(suite, options, limit=limit, seed=seed)
     folder = common.run_folder(out, "layers")
-    with common.maybe_store(None if no_store else store) as cells:
-        with common.status("loading and checking the pair"):
-            from taia_lens.studies import layers as study
+    views = None if view is None else [name.strip() for name in view.split(",")]
+    metrics = None if metric is None else common.names(metric, "metric")
+    with common.status("loading and checking the pair"):
+        from taia_lens.studies import layers as study
 
-            sampling = study.Sampling(target_se, budget, seed)
-            pair = options.load()
+        sampling = study.Sampling(target_se, budget, seed)
+        pair = options.load()
+    if dry_run:
+        cost = study.layers_cost(
+            pair, suites, unit=unit, views=views, which=layer, sampling=sampling, metrics=metrics, batch_size=batch_size
+        )
+        print(cost)
+        return
+    with common.maybe_store(None if no_store else store) as cells:
         result = study.layers(
             pair,
             suites,
             unit=unit,
-            views=None if view is None else [name.strip() for name in view.split(",")],
+            views=views,
             which=layer,
             sampling=sampling,
-            metrics=None if metric is None else common.names(metric, "metric"),
+            metrics=metrics,
             batch_size=batch_size,
             seed=seed,
             store=cells,

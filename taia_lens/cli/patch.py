@@ -40,6 +40,7 @@ def patch(
     cache: Path | None = typer.Option(None, help="Keep the donor's activations in this folder and use them again."),
     store: Path | None = typer.Option(None, help=common.STORE_HELP),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/patch-DATE-TIME."),
+    dry_run: bool = typer.Option(False, "--dry-run", help=common.DRY_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=common.REMOTE_HELP),
@@ -70,6 +71,19 @@ def patch(
         from taia_lens.studies import patching
 
         pair = options.load()
+    if dry_run:
+        cost = patching.patch_cost(
+            pair,
+            rows,
+            component=component,
+            layers=layer,
+            heads=head,
+            positions=positions,
+            source=source,  # type: ignore[arg-type]  # the study says which there are
+            batch_size=batch_size,
+        )
+        print(cost)
+        return
     with common.maybe_store(store) as cells:
         result = patching.patch(
             pair,

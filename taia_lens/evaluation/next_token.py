@@ -13,7 +13,7 @@ from torch import Tensor
 from taia_lens.batch import make_batches
 from taia_lens.engine import Reads
 from taia_lens.evaluation.pieces import Piece, Reading, Setting
-from taia_lens.metrics import Context, check_rows, measure
+from taia_lens.metrics import Context, check_rows, measure, reads_of
 
 
 def prepare_next(setting: Setting) -> list[Piece]:
@@ -25,13 +25,13 @@ def prepare_next(setting: Setting) -> list[Piece]:
             setting.fits(setting.rows[row], length)
         prompts = [tokens[mask].tolist() for tokens, mask in zip(batch.tokens, batch.mask, strict=True)]
         answers = [batch.answer.tolist(), batch.choices.tolist(), batch.contrast.tolist()]
-        reading = Reading((Reads.last(batch),), partial(_measured, setting.metrics), partial(_values, setting.metrics))
+        reading = Reading((reads_of(setting.metrics, batch),), partial(_measured, setting.metrics), partial(_values, setting.metrics))
         pieces.append(Piece(batch.rows, setting.key([prompts, answers]), reading))
     return pieces
 
 
 def _measured(metrics: tuple[str, ...], reads: Reads, logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "metric row"]:
-    found = measure(metrics, Context(reads.batch), logits)
+    found = measure(metrics, Context.of(reads), logits)
     return torch.stack([found[name] for name in metrics])
 
 

@@ -4,6 +4,7 @@ All recipes of a study are asked for together, so that the engine can share the 
 """
 
 from taia_lens.scoring.cells import Work
+from taia_lens.scoring.cost import Cost, cost, cost_of_suites
 from taia_lens.scoring.depends import NUMERIC, SCORING, depends_on, scales_depend_on
 from taia_lens.scoring.many import score_many_scales, score_recipes
 from taia_lens.scoring.suites import (
@@ -21,11 +22,14 @@ from taia_lens.scoring.suites import (
 __all__ = [
     "NUMERIC",
     "SCORING",
+    "Cost",
     "Prepared",
     "Scores",
     "Work",
     "check_grafts",
     "check_suites",
+    "cost",
+    "cost_of_suites",
     "depends_on",
     "metrics_of",
     "model_attrs",

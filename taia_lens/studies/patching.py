@@ -24,11 +24,11 @@ from taia_lens.engine import ActivationStore, Reads, Run, run_recipes
 from taia_lens.errors import SiteError, SuiteError, TaiaLensError
 from taia_lens.evaluation import off_device
 from taia_lens.metric_names import check_metrics
-from taia_lens.metrics import Context, measure
+from taia_lens.metrics import Context, measure, reads_of
 from taia_lens.pair import Pair
 from taia_lens.positions import by_length, every, has, tokens_at
-from taia_lens.recipe import Patch, Recipe, Side, other
-from taia_lens.scoring import depends_on
+from taia_lens.recipe import SIDES, Patch, Recipe, Side, other
+from taia_lens.scoring import Cost, cost, depends_on
 from taia_lens.sites import EACH, Positions, Site, parse_positions, patchable, select
 from taia_lens.store import Cell, CellStore, key_of
 from taia_lens.suite import Suite
@@ -153,6 +153,27 @@ def patch(
     return results.patch_dataset(host, donor, shaped, noise, metrics=names, coords=plan.coords, suite=suite, attrs=attrs, tokens=tokens)
 
 
+def patch_cost(
+    pair: Pair,
+    suite: Suite,
+    *,
+    component: str | Sequence[str],
+    layers: Indices = "all",
+    heads: Indices = None,
+    positions: str | int | Sequence[int] = "all",
+    source: Side = "tuned",
+    batch_size: int = 128,
+) -> Cost:
+    """What `patch` would take with nothing kept from before; all but one forward is planned only.
+
+    Raises:
+        SiteError, SuiteError: Something asked for does not exist.
+    """
+    plan = plan_patch(pair, component=component, layers=layers, heads=heads, positions=positions, source=source)
+    plan, batches = _laid_out(pair, plan, suite, batch_size)
+    return cost(pair, [([plan.recipes[i] for i in plan.on(b)] + [Recipe(side) for side in SIDES], Reads.last(b)) for b in batches])
+
+
 def _laid_out(pair: Pair, plan: Plan, suite: Suite, batch_size: int) -> tuple[Plan, list[Batch]]:
     """The batches, and the plan with the positions that they have; every row has those asked for and fits, or nothing is run."""
     batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
@@ -205,15 +226,16 @@ def _measured(
     pair: Pair, recipes: Sequence[Recipe], wanted: Sequence[int], batch: Batch, names: Sequence[str], donors: Mapping[Side, Run]
 ) -> Iterator[tuple[int, Float[Tensor, "metric row"]]]:
     """Numbers of the wanted recipes, all run together. The first two are host and donor, which every other is held against."""
-    ends = {side: run.logits for side, run in donors.items()}
+    reads = reads_of(names, batch)
+    ends = {side: run.logits if reads.columns is None else run.logits[:, reads.columns] for side, run in donors.items()}
     asked = [i for i in sorted({0, 1, *wanted}) if recipes[i].edits or recipes[i].host not in ends]
-    for k, logits in run_recipes(pair, [recipes[i] for i in asked], Reads.last(batch), donors=donors):
+    for k, logits in run_recipes(pair, [recipes[i] for i in asked], reads, donors=donors):
         recipe, ready = recipes[asked[k]], [asked[k]]
         if not recipe.edits:  # these come first, and none of them is measured before the other
             ends[recipe.host] = logits
             ready = [i for i in (0, 1) if i in wanted and len(ends) == 2]
         for i in ready:
-            context = Context(batch, host=ends[recipes[0].host], donor=ends[recipes[1].host])
+            context = Context.of(reads, host=ends[recipes[0].host], donor=ends[recipes[1].host])
             found = measure(tuple(names), context, logits if recipes[i].edits else ends[recipes[i].host])
             yield i, torch.stack([found[name] for name in names])
 
