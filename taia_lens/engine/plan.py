@@ -22,7 +22,8 @@ class Budget:
 
     Attributes:
         tokens: Of one call of a block. Fewer leave the processor idle, more fall out of its cache: `benchmarks/chunks.py`
-            measures them on a machine. Halved where memory runs out.
+            measures what suits a machine. It is not measured on the way, since stacks of other sizes may round otherwise, and one
+            command must give one result. Halved where memory runs out.
         bytes: What residual streams may take up besides the models.
     """
 

@@ -82,7 +82,8 @@ def layers_note(summary: xr.Dataset) -> str:
     parts = ["[95% bootstrap interval over examples]", "* told apart from 0 (sign-flip test, false-discovery rate 5% within a view)"]
     if "shapley" in summary:
         parts.append("± standard error that sampling orders leaves; there the star needs both, examples and orders")
-    return "; ".join(parts) + f"; {int(summary.attrs['evaluations'])} recipes evaluated"
+    recipes, work = int(summary.attrs["evaluations"]), float(summary.attrs["work"])
+    return "; ".join(parts) + f"; {recipes} recipes evaluated, for {work:.1f} forwards' worth of work (what the store had cost none)"
 
 
 def cumulated_tables(summary: xr.Dataset) -> list[Table]:

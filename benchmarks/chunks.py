@@ -1,0 +1,53 @@
+"""How many tokens one call of a block should be given on this machine: seconds of a layer x {attn, mlp} sweep, by budget.
+
+Run: python benchmarks/chunks.py [--rounds N] [--threads N]. Prints a table; taia_lens.engine.Budget's default is what suits two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from side_by_side.models import SHAPES, make_setting, random_batch
+from side_by_side.questions import components
+
+from taia_lens.batch import Batch
+from taia_lens.engine import Budget, Reads, run_recipes
+
+TOKENS = (200, 400, 800, 1500, 3000, 6000, 12000)
+ROWS = {"demo": 64, "gqa": 16}
+
+
+def seconds(model: str, rounds: int) -> dict[int, float]:
+    """Medians by tokens, budgets taking turns."""
+    setting = make_setting(model)
+    lengths = SHAPES[model].lengths
+    batch: Batch = random_batch(ROWS[model], lengths, setting.pair.shape.d_vocab)
+    recipes, reads = components(setting).recipes, Reads.last(batch)
+    found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS}
+    for _ in range(rounds + 1):
+        for tokens, times in found.items():
+            start = time.perf_counter()
+            for _ in run_recipes(setting.pair, recipes, reads, budget=Budget(tokens=tokens)):
+                pass
+            times.append(time.perf_counter() - start)
+    return {tokens: statistics.median(times[1:]) for tokens, times in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| tokens a call | " + " | ".join(map(str, TOKENS)) + " |\n|---|" + "---|" * len(TOKENS))
+    with torch.no_grad():
+        for model in ROWS:
+            found = seconds(model, options.rounds)
+            print(f"| {SHAPES[model].title}, s | " + " | ".join(f"{found[tokens]:.2f}" for tokens in TOKENS) + " |")
+
+
+if __name__ == "__main__":
+    main()
