@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taia_lens.engine.reads import READ_HOOKS, Reads, run_body
+from taia_lens.engine.reads import Reads, read_hook, run_body
 from taia_lens.engine.scaled import frozen
 from taia_lens.errors import SiteError
 from taia_lens.weights import Model
@@ -129,8 +129,7 @@ def _logits(model: Model, reads: Reads) -> Float[Tensor, "read d_vocab"]:
     def only(act: Tensor, hook: object) -> Tensor:
         return rearrange(act[reads.rows, reads.positions], "read d_model -> read 1 d_model")
 
-    at = next(name for name in READ_HOOKS if name in model.hook_dict)
-    with model.hooks(fwd_hooks=[(at, only)]):
+    with model.hooks(fwd_hooks=[(read_hook(model), only)]):
         logits = model(reads.batch.tokens, attention_mask=reads.batch.mask.long(), return_type="logits")
     return rearrange(logits, "read 1 d_vocab -> read d_vocab")
 
@@ -166,8 +165,8 @@ def _kept(model: Model, hooks: Iterable[str], pick: Callable[[Tensor], Tensor]) 
 
 def _checked(model: Model, hooks: Iterable[str]) -> list[str]:
     """The hooks, each once."""
-    names = list(dict.fromkeys(hooks))
-    missing = [name for name in names if name not in model.hook_dict]
+    names, known = list(dict.fromkeys(hooks)), model.hook_dict  # a table that is made anew each time it is asked for
+    missing = [name for name in names if name not in known]
     if missing:
         raise SiteError(f"this model has no {missing[0]}, so there is nothing to read there; its attention is of another kind")
     return names

@@ -164,7 +164,8 @@ def _forward(model: Model, tokens: Tensor, mask: Tensor, at_unembedding: Callabl
 
 def read_hook(model: Model) -> str:
     """Where what enters the unembedding is seen."""
-    return next(name for name in READ_HOOKS if name in model.hook_dict)
+    known = model.hook_dict
+    return next(name for name in READ_HOOKS if name in known)
 
 
 def run_greedy(

@@ -28,14 +28,15 @@ def scaled(model: Model, scales: Scales) -> Iterator[Model]:
 @contextmanager
 def frozen(model: Model) -> Iterator[Model]:
     """The model with gradients on, of which its own weights get none."""
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         with torch.enable_grad():
             yield model
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[name])
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def _hook(model: Model, scales: Scales, layer: int) -> tuple[str, Callable[..., Tensor]]:
