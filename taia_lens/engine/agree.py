@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from taia_lens.engine.many import both_of_recipes, both_of_scales
 from taia_lens.engine.reads import Reads
 from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
-from taia_lens.recipe import Graft, Patch, Recipe, Scale
+from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale
 from taia_lens.scales import Scales
 from taia_lens.sites import Site
 
@@ -32,7 +33,10 @@ def plain_because(subject: Pair | Loaded, batch: Batch) -> str:
     """
     reads = Reads.last(batch)
     if isinstance(subject, Pair):
-        return _compared(lambda: both_of_recipes(subject, _recipes(subject), reads), _noise(subject.base, reads))
+        recipes, noise = _recipes(subject), _noise(subject.base, reads)
+        some = replace(reads, columns=torch.tensor([1, 0], device=batch.tokens.device))
+        whole = _compared(lambda: both_of_recipes(subject, recipes, reads), noise)
+        return whole or _compared(lambda: both_of_recipes(subject, recipes[:1], some), noise)
     return _compared(lambda: both_of_scales(subject, _scales(subject), reads), _noise(subject.model, reads))
 
 
@@ -45,7 +49,7 @@ def _compared(both: Both, noise: float) -> str:
     except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         found = str(error).splitlines()
         return f"its blocks cannot be run by themselves ({found[0] if found else type(error).__name__})"
-    worst = max((shared[i] - plain[i]).abs().max().item() for i in plain)
+    worst = torch.stack([(shared[i] - plain[i]).abs().max() for i in plain]).max().item()  # Python's max would drop a NaN
     if worst <= noise:
         return ""
     return f"with work shared, logits differ by {worst:.2g}, more than the {noise:.2g} that rounding explains"
@@ -71,7 +75,10 @@ def _recipes(pair: Pair) -> list[Recipe]:
         (Patch(Site("attn", middle), "tuned"), Graft("mlp", "tuned", (last,))),
         (Graft("mlp", "tuned", (0,)), Graft("attn", "tuned", (last,)), Patch(Site("resid", middle), "tuned", "last")),
     )
-    return [Recipe("base"), Recipe("tuned"), *(Recipe("base", each) for each in edits)]
+    # Two that share a node which is no end's, and an edit of the other end.
+    beside = (Graft("mlp", "tuned", (0,)), Graft("attn", "tuned", (last,)))
+    tuned = Recipe("tuned", (Ablate(Site("mlp", middle)),))
+    return [Recipe("base"), Recipe("tuned"), *(Recipe("base", each) for each in (*edits, beside)), tuned]
 
 
 def _scales(model: Loaded) -> list[Scales | None]:

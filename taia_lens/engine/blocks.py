@@ -22,6 +22,9 @@ from taia_lens.engine.reads import READ_HOOKS
 from taia_lens.sites import COMPONENTS, Site
 from taia_lens.weights import Model
 
+RECORDED = 2**26
+"""Bytes of recorded calls that are held at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Detour:
@@ -29,12 +32,14 @@ class Detour:
 
     Attributes:
         hooks: Functions of activations, at hook points.
+        acts: Names of hook points whose activations are wanted.
         known: What attention or the FFN gives out, where that is known and not run again.
         keep: Of `attn`, `mlp` and `keys`: what is wanted beside the block's output.
         only: Rows and positions at which the FFN is run; its output elsewhere is zero. None for everywhere.
     """
 
     hooks: tuple[tuple[str, Callable[..., Any]], ...] = ()
+    acts: tuple[str, ...] = ()
     known: Mapping[str, Tensor] = field(default_factory=dict)
     keep: frozenset[str] = frozenset()
     only: tuple[Tensor, Tensor] | None = None
@@ -47,6 +52,7 @@ class Out:
     stream: Float[Tensor, "stacked pos d_model"]
     kept: dict[str, Tensor]
     keys: Keys | None
+    acts: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +105,10 @@ class Blocks:
         args, named = self.recorded(start).of(layer, rows, prefix)
         block = self.model.blocks[layer]
         outputs: dict[str, Any] = {}
+        acts: dict[str, Tensor] = {}
+        hooks = (*detour.hooks, *((name, _keeping(acts, name)) for name in detour.acts))
         with ExitStack() as stack:
-            stack.enter_context(hooked([(self.points[name], function) for name, function in detour.hooks]))
+            stack.enter_context(hooked([(self.points[name], function) for name, function in hooks]))
             stack.enter_context(standing_in({_part(block, n): self._known(layer, n, t) for n, t in detour.known.items()}))
             if detour.only is not None and "mlp" not in detour.known:
                 ffn = _part(block, "mlp")
@@ -109,7 +117,7 @@ class Blocks:
             out = block(stream, *args, **named)
         for name, found in outputs.items():
             self.tuples[layer, name] = len(found) if isinstance(found, tuple) else None
-        return Out(first(out), {name: first(found) for name, found in outputs.items()}, prefix.own)
+        return Out(first(out), {name: first(found) for name, found in outputs.items()}, prefix.own, acts)
 
     def _known(self, layer: int, name: str, known: Tensor) -> Callable[..., Any]:
         """A module's forward that gives out what is known, through the hook point that the module has at its end."""
@@ -118,7 +126,11 @@ class Blocks:
         size = self.tuples[layer, name]
 
         def give(*args: object, **named: object) -> Any:
-            out = point(known) if inside and point is not None else known
+            out = known
+            if inside and point is not None:
+                # Only its hooks: what the point itself does (a side of scales has a gain there) is in the known output already.
+                with standing_in({point: _same}):
+                    out = point(known)
             return out if size is None else (out, *[None] * (size - 1))
 
         return give
@@ -128,6 +140,9 @@ class Blocks:
             n = self.copies.get(start, 1)
             tokens, mask = (repeat(t, "batch pos -> (copy batch) pos", copy=n) for t in (self.tokens, self.mask))
             self.calls[start] = Calls(self._record(tokens, mask, start), self._record(tokens[:1], mask[:1], start))
+            # A map by position has as many starts as positions, and a mask for each: what was recorded first is recorded again.
+            while len(self.calls) > 1 and sum(calls.bytes for calls in self.calls.values()) > RECORDED:
+                del self.calls[next(iter(self.calls))]
         return self.calls[start]
 
     def read(self, streams: Float[Tensor, "read d_model"], columns: Int[Tensor, " column"] | None = None) -> Float[Tensor, "read logit"]:
@@ -176,6 +191,13 @@ class Blocks:
         with standing_in(dict(zip(blocks, [*forwards, *[_same] * (len(blocks) - len(forwards))], strict=True))):
             with hooked([] if every else [(point, _only)]):
                 return self.model(tokens, attention_mask=mask.long(), return_type="logits", **named)
+
+
+def _keeping(acts: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(act: Tensor, hook: object) -> None:
+        acts[name] = act
+
+    return keep
 
 
 def _part(block: nn.Module, component: str) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
 from taia_lens.errors import SiteError
@@ -42,6 +43,12 @@ class Calls:
 
     many: list[tuple[tuple, dict[str, Any]]]
     one: list[tuple[tuple, dict[str, Any]]]
+
+    @property
+    def bytes(self) -> int:
+        """What it holds; layers are mostly given the same tensors."""
+        found = {t.data_ptr(): t.numel() * t.element_size() for t in tree_leaves(self.many) if isinstance(t, Tensor)}
+        return sum(found.values())
 
     def of(self, layer: int, rows: slice, prefix: Prefix) -> tuple[tuple, dict[str, Any]]:
         """A block's arguments after the residual stream, for these rows."""
@@ -105,8 +112,10 @@ def _unhook(point: Any, handle: Any) -> None:
 def narrowed(model: Model, columns: Int[Tensor, " column"] | None) -> Iterator[bool]:
     """The unembedding with the rows of these tokens only, for as long as the block runs; False where it cannot be so cut."""
     d_vocab = int(model.cfg.d_vocab)
-    found = [] if columns is None else [(p, p.data, list(p.shape)) for p in (*model.unembed.parameters(), *model.unembed.buffers())]
-    if columns is None or not found or any(d_vocab not in shape for _, _, shape in found):
+    tensors = (*model.unembed.parameters(), *model.unembed.buffers())
+    found = [(tensor, tensor.data, list(tensor.shape)) for tensor in tensors]
+    # Where d_model is d_vocab, a shape does not say which dim is which.
+    if columns is None or not found or d_vocab == model.cfg.d_model or any(d_vocab not in shape for _, _, shape in found):
         yield False
         return
     try:

@@ -38,6 +38,7 @@ class Layout:
         given: Activations that the caller brought.
         gains: Gain and offset of a set of scales at a layer.
         budget: How much at a time.
+        edited: Numbers of the words whose recipes have edits.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Layout:
     given: dict[Side, dict[str, Tensor]]
     gains: Gains
     budget: Budget
+    edited: frozenset[int]
 
     def run(self, reads: Reads) -> Found:
         """Carry it out on the batch that it was made for.
@@ -61,7 +63,7 @@ class Layout:
         tokens, mask = reads.batch.tokens, reads.batch.mask
         blocks = {side: Blocks(model, tokens, mask, copies, model.hook_dict) for side, model in self.models.items()}
         writer = Writer(reads.batch, self.given, self.gains)
-        return Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends)
+        return Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends, self.edited)
 
 
 def lay_out(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping[Side, Run] | None, budget: Budget) -> Layout:
@@ -85,8 +87,9 @@ def lay_out(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping
         check_hooks(models[side], names)
     plan = make_plan(words, _starts(words, reads, pair.base), ends, hooks, extent_of(pair.loaded("base"), reads), budget)
     homes = dict.fromkeys(word.home for word in (*words, *ends.values()))
+    edited = frozenset(i for i, recipe in enumerate(recipes) if recipe.edits)
     parameters = {side: {w.name: w.parameter for w in found} for side, found in speller.hosts.items()}
-    return Layout(plan, ends, {home: models[home] for home in homes}, parameters, given, _no_gains, budget)
+    return Layout(plan, ends, {home: models[home] for home in homes}, parameters, given, _no_gains, budget, edited)
 
 
 def lay_out_scales(loaded: Loaded, scales: Sequence[Scales | None], reads: Reads, budget: Budget) -> Layout:
@@ -102,7 +105,8 @@ def lay_out_scales(loaded: Loaded, scales: Sequence[Scales | None], reads: Reads
         return laid_out(model, one, gain.site.layer or 0)[1:]
 
     plan = make_plan(words, [0] * len(words), ends, {}, extent_of(loaded, reads), budget)
-    return Layout(plan, ends, {"base": model}, {"base": {}}, {}, gains, budget)
+    edited = frozenset(i for i, one in enumerate(scales) if one is not None)
+    return Layout(plan, ends, {"base": model}, {"base": {}}, {}, gains, budget, edited)
 
 
 def _no_gains(gain: Gain) -> tuple[Tensor, Tensor]:

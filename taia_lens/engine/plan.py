@@ -24,7 +24,7 @@ class Budget:
         tokens: Of one call of a block. Fewer leave the processor idle, more fall out of its cache: `benchmarks/chunks.py`
             measures what suits a machine. It is not measured on the way, since stacks of other sizes may round otherwise, and one
             command must give one result. Halved where memory runs out.
-        bytes: What residual streams may take up besides the models.
+        bytes: What residual streams may take up besides the models; a few nodes more where a deep trie needs them.
     """
 
     tokens: int = 1500
@@ -185,14 +185,16 @@ class Plan:
 
 def peak_of(steps: Sequence[Step | Tail], roots: Mapping[Node, object]) -> int:
     """The most nodes that are alive at a time."""
-    alive, peak = set(roots), len(roots)
+    alive: set[object] = set(roots)
+    peak = len(roots)
     for step in steps:
         if isinstance(step, Tail):
-            alive -= {leaf.parent for leaf in step.leaves if isinstance(leaf.parent, int)}
+            alive -= {thing for leaf in step.leaves for thing in (leaf.parent, ("attn", leaf.parent), ("mlp", leaf.parent))}
         else:
-            alive |= {row.node for row in step.rows}
+            kept = {(name, node) for name, nodes in (("attn", step.keep_attn), ("mlp", step.keep_mlp)) for node in nodes}
+            alive |= {row.node for row in step.rows} | kept
             peak = max(peak, len(alive))
-            alive -= set(step.frees)
+            alive -= {thing for node in step.frees for thing in (node, ("attn", node), ("mlp", node))}
     return peak
 
 

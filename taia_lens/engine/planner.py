@@ -29,16 +29,27 @@ class _Planner:
         self.start_of[self.made] = (start, prefix)
         return self.made
 
-    def go(self, layer: int, live: Mapping[Parent, list[int]], picking: bool) -> None:
-        """Everything from a layer on, of the words that are alive there; `picking` those up that leave an end on the way."""
+    def go(self, layer: int, live: Mapping[Parent, list[int]], picking: bool, held: int = 0) -> None:
+        """Everything from a layer on, of the words that are alive there.
+
+        Where the nodes after a layer are more than there is room for, some of them are followed to the end before the others are
+        computed, whose parents wait.
+
+        Args:
+            layer: The first.
+            live: By node: the words that are there.
+            picking: Whether words that leave an end on the way are picked up.
+            held: Nodes that wait elsewhere.
+        """
         for at in range(layer, self.extent.n_layers):
             parents: dict[Parent, list[int]] = {**live}
             for side, numbers in self.leaving.get(at, {}).items() if picking else ():
                 parents[side] = numbers
-            parts = list(_parts(self.children(at, parents), self.most))
+            alive = held + sum(isinstance(parent, int) for parent in parents)
+            parts = list(_parts(self.children(at, parents), max(1, self.most - alive)))
             for part in parts[:-1]:
                 self.run(at, part)
-                self.go(at + 1, {child.row.node: child.words for child in part}, False)
+                self.go(at + 1, {child.row.node: child.words for child in part}, False, alive)
             if parts:
                 self.run(at, parts[-1])
             live = {child.row.node: child.words for child in parts[-1]} if parts else {}
@@ -176,12 +187,16 @@ def make_plan(
         if word in known:
             same[known[word]].append(number)
         elif left:
-            side = max(left, key=lambda s: left[s])
+            # Of two ends that agree as far, that which it only writes into: it keeps the positions before.
+            side = max(left, key=lambda s: (left[s], word.unwritten == ends[s]))
             leaving.setdefault(left[side], {}).setdefault(side, []).append(number)
         else:
             rooted.setdefault((word.home, word.root), []).append(number)
     ran = frozenset(s for s in ends if same[s] or hooks.get(s) or any(layer and s in sides for layer, sides in leaving.items()))
-    planner = _Planner(words, starts, ends, extent, ran, max(1, budget.bytes // (2 * extent.node_bytes)), budget.tokens, leaving=leaving)
+    # What is kept of the ends, at most: a stream where words leave, what attention and FFN give there, what patches take.
+    kept = 3 * sum(len(sides) for sides in leaving.values()) + sum(len(names) for names in hooks.values())
+    most = max(1, budget.bytes // extent.node_bytes - kept)
+    planner = _Planner(words, starts, ends, extent, ran, most, budget.tokens, leaving=leaving)
     roots = {planner.node(): root for root in rooted}
     start: dict[Parent, list[int]] = {node: rooted[root] for node, root in roots.items()}
     planner.go(0, start, True)

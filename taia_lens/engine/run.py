@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from taia_lens.batch import Batch
 from taia_lens.engine.reads import Reads
+from taia_lens.engine.written import written
 from taia_lens.errors import RecipeError, SiteError
 from taia_lens.grafting import blend, takes
 from taia_lens.pair import Pair
@@ -136,16 +138,14 @@ def _writer(name: str, edits: list[_Write], batch: Batch | None, donors: Mapping
     def write(act: Tensor, hook: object) -> Tensor:
         counts[name] += 1
         for edit in edits:
-            act = torch.where(_where(edit, act, batch), _new(edit, name, act, donors), act)
+            act = torch.where(_where(edit, act, batch), written(edit, act, partial(_donated, name, donors)), act)
         return act
 
     return write
 
 
-def _new(edit: _Write, name: str, act: Tensor, donors: Mapping[Side, Run]) -> Tensor:
-    if isinstance(edit, Patch):
-        return donors[edit.source].acts[name].to(act)
-    return torch.zeros_like(act) if isinstance(edit, Ablate) else (1 + edit.gain) * act + edit.offset
+def _donated(name: str, donors: Mapping[Side, Run], edit: Patch) -> Tensor:
+    return donors[edit.source].acts[name]
 
 
 def _where(edit: _Write, act: Tensor, batch: Batch | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +43,7 @@ class Sweep:
         parameters: Of base and tuned (or of one model as base), by name.
         blocks: Of each home.
         writer: What puts into activations what recipes say.
-        limit: By tokens a row: the most rows that one call of a block is given; halved where memory runs out.
+        tokens: That one call of a block is given; halved where memory runs out.
         ends: What is kept of base and tuned.
         nodes: Residual streams that are alive: a stack of them, and the number in it.
         kept: Outputs of attention and FFN that others in the layer take.
@@ -62,17 +62,24 @@ class Sweep:
     def n_rows(self) -> int:
         return len(self.reads.batch.tokens)
 
-    def run(self, plan: Plan, ends: Mapping[Side, Word]) -> Found:
+    def run(self, plan: Plan, ends: Mapping[Side, Word], edited: Container[int]) -> Found:
         """Carry a plan out.
 
+        Args:
+            plan: The steps.
+            ends: Base and tuned as they are.
+            edited: Numbers of words whose recipes have edits, if only such as come to nothing.
+
         Yields:
-            The number of a word and what was read: those that are base or tuned as they are first.
+            The number of a word and what was read: those without edits first.
         """
         # Nothing is in force while the caller has its turn: no pointer, no hook, no grad mode.
+        found: list[tuple[int, Tensor]] = []
         for side, needs in plan.ends.items():
             self._end(side, ends[side], needs)
             if needs.words:
-                yield from self._tail(Tail((Leaf(side, 0, ends[side].home, ends[side].tail, needs.words),)))
+                found += self._tail(Tail((Leaf(side, 0, ends[side].home, ends[side].tail, needs.words),)))
+        yield from sorted(found, key=lambda one: one[0] in edited)
         self._roots(plan)
         for step in plan.steps:
             if isinstance(step, Tail):
@@ -101,15 +108,15 @@ class Sweep:
                 return  # only words that differ from the first layer on begin with it
             names = [name for name in needs.hooks if name.startswith(f"blocks.{layer}.")]
             wanted = [n for n, at in (("attn", needs.attn), ("mlp", needs.mlp), ("keys", needs.keys)) if layer in at]
-            detour = self.writer.keeping(names, wanted)
+            detour = Detour(acts=tuple(names), keep=frozenset(wanted))
             with pointed(self.parameters, word.home, level.taken):
                 out = self._block(word.home, layer, stream, partial(_always, detour))
             stream = out.stream
+            self.writer.acts.setdefault(side, {}).update(out.acts)
             end.kept |= {(name, layer): tensor for name, tensor in out.kept.items()}
             if out.keys is not None and "keys" in wanted:
                 end.keys[layer] = out.keys
         end.streams[len(word.levels)] = stream
-        self.writer.join(side)
 
     @torch.no_grad()
     def _step(self, step: Step) -> None:
@@ -124,7 +131,7 @@ class Sweep:
         def detour(rows: slice) -> Detour:
             hooks = self.writer.hooks(step, rows)
             only = self._reads_of(rows, step.start) if step.only_reads else None
-            return Detour(hooks, {name: tensor[rows] for name, tensor in known.items()}, keep, only)
+            return Detour(hooks, (), {name: tensor[rows] for name, tensor in known.items()}, keep, only)
 
         before = None if step.prefix is None or "attn" in known else self.ends[step.prefix].keys[step.layer]
         with pointed(self.parameters, step.home, step.taken):
@@ -135,9 +142,12 @@ class Sweep:
                 if row.node in nodes:
                     self.kept[name, row.node] = out.kept[name][i * self.n_rows : (i + 1) * self.n_rows]
         for node in step.frees:
-            self.nodes.pop(node, None)
-            self.kept.pop(("attn", node), None)
-            self.kept.pop(("mlp", node), None)
+            self._free(node)
+
+    def _free(self, node: int) -> None:
+        self.nodes.pop(node, None)
+        self.kept.pop(("attn", node), None)
+        self.kept.pop(("mlp", node), None)
 
     def _block(
         self,
@@ -206,7 +216,7 @@ class Sweep:
             groups.setdefault((leaf.home, leaf.taken), []).append((leaf, stream))
         for leaf in tail.leaves:
             if isinstance(leaf.parent, int):
-                self.nodes.pop(leaf.parent, None)
+                self._free(leaf.parent)
         for (home, taken), leaves in groups.items():
             width = int(self.blocks[home].model.cfg.d_vocab) if self.reads.columns is None else len(self.reads.columns)
             size = max(1, READ_FLOATS // max(1, width * len(self.reads.rows)))
@@ -234,9 +244,10 @@ def _joined(outs: Sequence[Out]) -> Out:
     if len(outs) == 1:
         return outs[0]
     kept = {name: torch.cat([out.kept[name] for out in outs]) for name in outs[0].kept}
+    acts = {name: torch.cat([out.acts[name] for out in outs]) for name in outs[0].acts}
     pairs = [out.keys for out in outs if out.keys is not None]
     keys = (torch.cat([k for k, _ in pairs]), torch.cat([v for _, v in pairs])) if pairs else None
-    return Out(torch.cat([out.stream for out in outs]), kept, keys)
+    return Out(torch.cat([out.stream for out in outs]), kept, keys, acts)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from taia_lens.batch import Batch
-from taia_lens.engine.blocks import Detour
 from taia_lens.engine.plan import Step
 from taia_lens.engine.words import Gain, Write
-from taia_lens.recipe import Ablate, Patch, Side
+from taia_lens.engine.written import written
+from taia_lens.recipe import Patch, Side
 from taia_lens.sites import Positions
 
 Hook = Callable[..., Tensor]
@@ -27,33 +27,13 @@ class Writer:
         batch: The rows.
         acts: Of each side: the activations that patches take, by hook.
         laid_out: Gain and offset of a set of scales at a layer, as its activation is shaped.
-        parts: Activations of row chunks that are still to be joined.
         where: By positions: where they are in each row.
     """
 
     batch: Batch
     acts: dict[Side, dict[str, Tensor]]
     laid_out: Callable[[Gain], tuple[Tensor, Tensor]]
-    parts: dict[str, list[Tensor]] = field(default_factory=dict)
     where: dict[Positions, Bool[Tensor, "batch pos"]] = field(default_factory=dict)
-
-    def keeping(self, names: Sequence[str], wanted: Sequence[str]) -> Detour:
-        """A detour that changes nothing and keeps these activations."""
-
-        def keep_as(name: str) -> Hook:
-            def keep(act: Tensor, hook: object) -> None:
-                self.parts.setdefault(name, []).append(act)
-
-            return keep  # type: ignore[return-value]
-
-        return Detour(tuple((name, keep_as(name)) for name in names), {}, frozenset(wanted))
-
-    def join(self, side: Side) -> None:
-        """Row chunks of one side's activations become whole."""
-        self.acts.setdefault(side, {})
-        for name, parts in self.parts.items():
-            self.acts[side][name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.parts.clear()
 
     def hooks(self, step: Step, rows: slice) -> tuple[tuple[str, Hook], ...]:
         """For each hook point that rows of this stretch of a step's stack write at, what writes there."""
@@ -63,7 +43,9 @@ class Writer:
             begin, end = max(rows.start, i * n), min(rows.stop, (i + 1) * n)
             if begin < end:
                 here, there = slice(begin - rows.start, end - rows.start), slice(begin - i * n, end - i * n)
-                for write in row.writes:
+                # A head that is written to is in the attention output that is taken, and its hook does not fire.
+                taken = "head" if row.attn_of is not None else None
+                for write in (write for write in row.writes if write.site.component != taken):
                     found.setdefault(write.site.hook, []).append((here, there, write))
         return tuple((name, self._hook(name, step.start, writes)) for name, writes in found.items())
 
@@ -85,13 +67,13 @@ class Writer:
         return self.where[positions]
 
     def _new(self, edit: Write, name: str, act: Tensor, rows: slice, start: int) -> Tensor:
-        if isinstance(edit, Patch):
-            donor = self.acts[edit.source][name][rows, start:]
-            return (donor if edit.site.head is None else donor[:, :, edit.site.head]).to(act)
-        if isinstance(edit, Ablate):
-            return torch.zeros_like(act)
         if isinstance(edit, Gain):
             gain, offset = self.laid_out(edit)
             # Half precision would round 1 + A away: A starts at 1e-3, and bfloat16's steps at 1 are 8e-3.
             return ((1 + gain) * act + offset).to(act.dtype)
-        return (1 + edit.gain) * act + edit.offset
+
+        def donated(patch: Patch) -> Tensor:
+            donor = self.acts[patch.source][name][rows, start:]
+            return donor if patch.site.head is None else donor[:, :, patch.site.head]
+
+        return written(edit, act, donated)

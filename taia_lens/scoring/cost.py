@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from taia_lens.engine import Reads, plan_recipes
+from taia_lens.errors import SuiteError
 from taia_lens.evaluation import Reading
 from taia_lens.pair import Pair
 from taia_lens.recipe import Recipe
@@ -72,10 +73,24 @@ def cost(pair: Pair, asked: Sequence[Forwards]) -> Cost:
     return Cost(recipes, sum(spent) / sum(tokens), held, sum(spent) * per_token, pair.report.plain_because)
 
 
-def cost_of_suites(pair: Pair, recipes: Sequence[Recipe], suites: Sequence[Prepared]) -> Cost:
-    """What `score_recipes` would take with an empty store; text that would be generated is not in it."""
+def cost_of_suites(pair: Pair, asked: Sequence[Sequence[Recipe]], suites: Sequence[Prepared]) -> Cost:
+    """What `score_recipes` would take with an empty store, asked for these recipes one time after the other.
+
+    Raises:
+        SuiteError: The suites have nothing but text to generate, which is not planned.
+    """
     readings = [piece.how for suite in suites for piece in suite.pieces if isinstance(piece.how, Reading)]
-    return cost(pair, [(recipes, reads.to(pair.device)) for reading in readings for reads in reading.reads])
+    if not readings:
+        raise SuiteError("text that is generated is run recipe by recipe, and its length is not known: --dry-run has nothing to plan here")
+    reads = [reads.to(pair.device) for reading in readings for reads in reading.reads]
+    costs = [cost(pair, [(recipes, each) for each in reads]) for recipes in asked if recipes]
+    return Cost(
+        recipes=sum(one.recipes for one in costs),
+        forwards=sum(one.forwards for one in costs),
+        bytes=max(one.bytes for one in costs),
+        seconds=sum(one.seconds for one in costs),
+        plain_because=pair.report.plain_because,
+    )
 
 
 def _seconds(pair: Pair, reads: Reads) -> float:

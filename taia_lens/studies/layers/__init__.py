@@ -113,11 +113,13 @@ def layers_cost(
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     chosen_views = _check_views([views] if isinstance(views, str) else views, unit)
     game = players(pair, unit, select(which, pair.shape.n_layers, "layer"))
-    recipes = list(_asked(game, chosen_views).values())
-    if "shapley" in chosen_views:
-        recipes += chains(game, sampling)
+    asked = [list(_asked(game, chosen_views).values()), *(chains(game, sampling) if "shapley" in chosen_views else [])]
     prepared = [prepare_suite(pair, suite, metrics_of(suite, metrics), batch_size) for suite in chosen]
-    return cost_of_suites(pair, list(dict.fromkeys(recipes)), prepared)
+    new: list[list[Recipe]] = []
+    for some in asked:
+        known = {recipe for before in new for recipe in before}
+        new.append([recipe for recipe in dict.fromkeys(some) if recipe not in known])
+    return cost_of_suites(pair, new, prepared)
 
 
 def _check_views(views: Sequence[str] | None, unit: str) -> tuple[str, ...]:

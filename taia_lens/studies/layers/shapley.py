@@ -99,11 +99,12 @@ def _most_pairs(members: int, sampling: Sampling) -> int:
     return 1 if members < 3 else max(1, sampling.budget // pair_cost(members))
 
 
-def chains(game: Players, sampling: Sampling) -> list[Recipe]:
-    """All coalitions that the sampled orders go through, as far as the budget allows."""
+def chains(game: Players, sampling: Sampling) -> list[list[Recipe]]:
+    """The coalitions that the sampled orders go through, as far as the budget allows, in the lists that they are asked for in."""
     members = members_of(game)
     orders = islice(_orders(len(members), sampling.seed), _most_pairs(len(members), sampling))
-    return [recipe for order in orders for way in (order, order[::-1]) for recipe in _chain(game, members, way)]
+    pairs = [[recipe for way in (order, order[::-1]) for recipe in _chain(game, members, way)] for order in orders]
+    return pairs if sampling.target_se is not None else [[recipe for pair in pairs for recipe in pair]]
 
 
 def _chain(game: Players, members: Sequence[Member], order: np.ndarray) -> list[Recipe]:
