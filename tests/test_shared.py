@@ -175,10 +175,8 @@ BEFORE = ["", "graft L0.mlp <- {donor}", "graft L1.mlp <- {donor}", "graft L1.at
 def colliding() -> list[Recipe]:
     middles = ["", *HEADS, *OUTPUTS, *(f"{head}; {output}" for head in HEADS[:2] for output in OUTPUTS)]
     lines = [[before, middle, after] for before in BEFORE for middle in middles for after in AFTER]
-    texts = [
-        "; ".join([host, *filter(None, line)]).format(donor="tuned" if host == "base" else "base") for host in SIDES_ for line in lines
-    ]
-    return [parse_recipe(text) for text in texts]
+    donors = {"base": "tuned", "tuned": "base"}
+    return [parse_recipe("; ".join([host, *filter(None, line)]).format(donor=donors[host])) for host in donors for line in lines]
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(60, 1)], ids=["whole", "tight"])
