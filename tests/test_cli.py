@@ -136,7 +136,7 @@ WRONG = {
     "no such head": (["--component", "head", "--layer", "1", "--head", "9"], "no head 9: this model has 4 heads, 0-3"),
     "a head of a component that has none": (["--component", "mlp", "--head", "1"], "heads go with the component head"),
     "no such position": (["--component", "mlp", "--pos", "70"], "no position 70"),
-    "a position that is no number": (["--component", "mlp", "--pos", "first"], "write all, last, or numbers"),
+    "a position that is no number": (["--component", "mlp", "--pos", "first"], "write all, last, each, each-from-end, or numbers"),
     "no metric at all": (["--component", "mlp", "--metric", " ,"], "--metric ' ,' names nothing; write names with commas"),
     "no such metric": (["--component", "mlp", "--metric", "f1"], "no metric 'f1'; there are accuracy"),
     "a metric that the rows cannot have": (["--component", "mlp", "--metric", "choice_accuracy"], "needs choices and a label"),

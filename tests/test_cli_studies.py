@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -259,3 +260,15 @@ def test_layers_on_the_demo_pair_finds_layer_0_and_the_late_damage(run: Run) -> 
         assert all(group[view].stack(site=("layer", "part")).idxmax().item() == (0, "attn") for view in ("alone", "shapley"))
     late = summary["last"].sel(group="routing|ood|accuracy", part="mlp", layer=slice(10, 15))
     assert float(late.sum()) < -0.2 and float(late.min()) < 0  # the FFNs of the last layers carry the damage
+
+
+@pytest.mark.parametrize(
+    "asked", [("patch", "--component", "attn,mlp"), ("layers", "--budget", "62", "--target-se", "0.01")], ids=["patch", "layers"]
+)
+def test_a_dry_run_says_what_it_would_cost_and_leaves_nothing(run: Run, asked: tuple[str, ...]) -> None:
+    code, out, err = run(*asked, "--limit", "10", "--dry-run")
+    assert code == 0, err
+    found = re.fullmatch(r"(\d+) recipes, ([\d.]+) forwards' worth of work, \d+ MB beside the models, about [\d.]+ (s|min)\n", out)
+    assert found is not None, out
+    assert 0.2 < float(found[2]) / int(found[1]) < 0.8  # about half of it is shared
+    assert list(Path.cwd().iterdir()) == []

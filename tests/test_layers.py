@@ -26,8 +26,7 @@ from taia_lens.pair import Pair
 from taia_lens.players import players
 from taia_lens.recipe_text import parse_recipe
 from taia_lens.store import open_store
-from taia_lens.studies import layers as study
-from taia_lens.studies.layers import VIEWS, Sampling, layers
+from taia_lens.studies.layers import VIEWS, Sampling, game, layers
 from taia_lens.suite import Suite
 from taia_lens.weights import live_weights
 
@@ -190,13 +189,13 @@ def test_more_pairs_of_orders_or_an_error_small_enough_stop_the_sampling(lora: P
 
 def test_recipes_are_asked_for_together(lora: Pair, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """All views but Shapley's at once; orders at once where the budget alone says how many, else a pair at a time."""
-    asked, whole = list[int](), study.score_recipes
+    asked, whole = list[int](), game.score_recipes
 
     def counting(pair: Pair, recipes: list, *args: Any, **named: Any) -> Any:
         asked.append(len(recipes))
         return whole(pair, recipes, *args, **named)
 
-    monkeypatch.setattr(study, "score_recipes", counting)
+    monkeypatch.setattr(game, "score_recipes", counting)
     result = layers(lora, suite, metrics=["logprob"], sampling=Sampling(budget=30))
     assert len([n for n in asked if n]) == 2 and asked[0] > 2 + 6 + 6 and sum(asked) == result.attrs["evaluations"]
     assert 0 < result.attrs["work"] < result.attrs["evaluations"]

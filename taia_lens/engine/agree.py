@@ -72,7 +72,6 @@ def _recipes(pair: Pair) -> list[Recipe]:
     edits = (
         (Patch(Site("mlp", middle), "tuned"), Patch(Site("attn", last), "tuned")),
         (Patch(Site("head", middle, 0), "tuned", (-2,)), Scale(Site("mlp", last), 0.5, 0.0, (-1,))),
-        (Patch(Site("attn", middle), "tuned"), Graft("mlp", "tuned", (last,))),
         (Graft("mlp", "tuned", (0,)), Graft("attn", "tuned", (last,)), Patch(Site("resid", middle), "tuned", "last")),
     )
     # Two that share a node which is no end's, and an edit of the other end.

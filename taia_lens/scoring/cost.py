@@ -46,7 +46,7 @@ class Cost:
 def _time(seconds: float) -> str:
     """In the unit that reads best.
 
-    >>> _time(0.31), _time(340), _time(9000)
+    >>> _time(0.31), _time(340.0), _time(9000.0)
     ('0.3 s', '5.7 min', '2.5 h')
     """
     for unit, size in (("h", 3600), ("min", 60)):
