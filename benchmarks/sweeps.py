@@ -98,6 +98,7 @@ def _keep(folder: Path, records: Sequence[report.Record]) -> list[report.Record]
     report.save(kept, folder / "sweeps.json")
     if folder == HERE:
         report.write_block(HERE / "README.md", report.markdown(kept))
+        report.write_block(HERE.parent / "README.md", report.brief(kept))
     return kept
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -160,7 +161,10 @@ def test_a_new_measurement_takes_the_place_of_the_old_one() -> None:
     assert report.markdown([*old, some_record("n", "s", [1.0] * 3), new]).count("**m**") == 1
 
 
-def test_the_readme_shows_what_was_kept() -> None:
-    found = report.BLOCK.search((BENCH / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("readme", "table"), [(BENCH / "README.md", report.markdown), (ROOT / "README.md", report.brief)], ids=["all", "brief"]
+)
+def test_the_readmes_show_what_was_kept(readme: Path, table: Callable[[Sequence[report.Record]], str]) -> None:
+    found = report.BLOCK.search(readme.read_text(encoding="utf-8"))
     assert found is not None
-    assert found[0] == report.markdown(report.load(BENCH / "sweeps.json"))
+    assert found[0] == table(report.load(BENCH / "sweeps.json"))

@@ -122,6 +122,18 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(out) or "Nothing was measured yet.\n"
 
 
+def brief(records: Sequence[Record]) -> str:
+    """Seconds on a CPU, for the project's README: the peers that have several forms in their fastest."""
+    forms = {"TransformerLens": "TransformerLens", "nnsight": "nnsight", "pyvene": "pyvene", "by hand": "a loop by hand"}
+    rows = [["", "sweep", OURS, *forms.values(), "limit"]]
+    for one in (one for _, group in _grouped(records, lambda one: (one["model"],)) for one in group):
+        if one["machine"]["device"] == "cpu":
+            times = {name: [m for n in one["contenders"] if n.startswith(name) and (m := median(one, n))] for name in forms}
+            cells = ["" if not found else _number(min(found)) for found in times.values()]
+            rows.append([one["title"].partition(" (")[0], one["words"], _number(median(one, OURS) or 0.0), *cells, _number(limit(one))])
+    return "\n".join(_table(rows)) + "\n"
+
+
 def _grouped(records: Iterable[Record], key: Callable[[Record], tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], list[Record]]]:
     """In the order in which the groups first come."""
     found: dict[tuple[str, ...], list[Record]] = {}
