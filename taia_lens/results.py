@@ -24,7 +24,7 @@ from xarray.backends import H5NetCDFStore
 from taia_lens import stats
 from taia_lens.errors import ResultError
 from taia_lens.metric_names import METRICS
-from taia_lens.suite import DOMAINS, Suite
+from taia_lens.suite import DOMAINS, Row, Suite
 
 VERSIONED = (
     "taia-lens",
@@ -69,7 +69,7 @@ def patch_dataset(
         "unit": ("metric", [METRICS[name].unit for name in metrics]),
         **{name: list(values) for name, values in coords.items()},
         "example": [row.id for row in suite.rows],
-        "domain": ("example", [row.domain for row in suite.rows]),
+        **_texts(suite.rows),
     } | ({"token": ("pos", list(tokens))} if tokens else {})
     return xr.Dataset(data, labels, dict(attrs) | {"versions": versions()})
 
@@ -80,9 +80,15 @@ def suite_coords(suites: Sequence[Suite], metrics: Sequence[tuple[str, ...]]) ->
     coords = {
         "example": [f"{suite.name}/{row.id}" for suite, row in rows],
         "suite": ("example", [suite.name for suite, _ in rows]),
-        "domain": ("example", [row.domain for _, row in rows]),
+        **_texts([row for _, row in rows]),
     }
     return tuple(dict.fromkeys(name for names in metrics for name in names)), coords
+
+
+def _texts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What is kept of each example besides its id: a colleague who opens the run folder has no suite."""
+    texts = {name: ("example", np.array([getattr(row, name) for row in rows], dtype=object)) for name in ("prompt", "answer")}
+    return {"domain": ("example", [row.domain for row in rows])} | texts
 
 
 def metric_coords(names: Sequence[str]) -> dict[str, Any]:

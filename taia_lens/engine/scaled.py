@@ -63,8 +63,8 @@ def _laid_out(model: Model, sites: list[Site], values: Tensor) -> Tensor:
     """One layer's values as they are added to its activation: zero at the heads that are not named."""
     if sites[0].head is None:
         return rearrange(values, "1 width -> width")
-    heads = torch.tensor([site.head for site in sites], device=values.device)
-    n_heads = int(model.cfg.n_heads)
-    if heads.tolist() == list(range(n_heads)):
+    heads, n_heads = [site.head for site in sites], int(model.cfg.n_heads)
+    if heads == list(range(n_heads)):
         return values
-    return torch.zeros(n_heads, values.shape[1], dtype=values.dtype, device=values.device).index_copy(0, heads, values)
+    index = torch.tensor(heads, device=values.device)
+    return torch.zeros(n_heads, values.shape[1], dtype=values.dtype, device=values.device).index_copy(0, index, values)

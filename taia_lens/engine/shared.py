@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,6 +60,11 @@ class Sweep:
     @property
     def n_rows(self) -> int:
         return len(self.reads.batch.tokens)
+
+    @cached_property
+    def rows_read(self) -> list[int]:
+        """Row of each read: brought from the device once."""
+        return self.reads.rows.tolist()
 
     def run(self, plan: Plan, ends: Mapping[Side, Word], edited: Container[int]) -> Found:
         """Carry a plan out.
@@ -178,10 +182,13 @@ class Sweep:
 
     def _reads_of(self, rows: slice, start: int) -> tuple[Tensor, Tensor]:
         """Which of a stretch of a stack's rows are read, and where."""
-        copies = torch.arange(rows.start // self.n_rows, (rows.stop - 1) // self.n_rows + 1, device=self.reads.rows.device)
-        at = rearrange(copies * self.n_rows, "copy -> copy 1") + self.reads.rows - rows.start
-        inside = (at >= 0) & (at < rows.stop - rows.start)
-        return at[inside], (self.reads.positions - start).expand_as(at)[inside]
+        n, device = self.n_rows, self.reads.rows.device
+        copies = range(rows.start // n, (rows.stop - 1) // n + 1)
+        placed = [(copy * n + row - rows.start, read) for copy in copies for read, row in enumerate(self.rows_read)]
+        # Chosen here and not by a mask of booleans, whose size a GPU would be waited for.
+        inside = [one for one in placed if 0 <= one[0] < rows.stop - rows.start]
+        at, reads = (torch.tensor([one[i] for one in inside], dtype=torch.long, device=device) for i in (0, 1))
+        return at, self.reads.positions[reads] - start
 
     def _stacked(self, step: Step) -> Float[Tensor, "stacked pos d_model"]:
         """The streams that a step's rows begin with; nothing is copied where they lie side by side already."""
