@@ -65,6 +65,13 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.rows, *(t.to(device) for t in (self.tokens, self.mask, self.answer, self.choices, self.contrast)))
 
+    def take(self, rows: slice) -> Batch:
+        """Some of the rows, no wider than the longest of them."""
+        mask = self.mask[rows]
+        width = int(mask.sum(1).max())
+        answers = self.answer[rows], self.choices[rows], self.contrast[rows]
+        return Batch(self.rows[rows], self.tokens[rows, :width], mask[:, :width], *answers)
+
     def at(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
         """Where the positions are, in each row.
 

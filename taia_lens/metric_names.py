@@ -92,4 +92,4 @@ def check_gradient(name: str) -> None:
         TaiaLensError: As said; the message lists those that do.
     """
     if name not in DIFFERENTIABLE:
-        raise TaiaLensError(f"the metric {name} has no gradient, which atp needs; write one of {', '.join(DIFFERENTIABLE)}")
+        raise TaiaLensError(f"the metric {name} has no gradient, which attribution needs; write one of {', '.join(DIFFERENTIABLE)}")

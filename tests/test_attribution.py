@@ -359,14 +359,14 @@ def test_summaries_tables_and_figures_hold_the_numbers(component: str, positions
     assert len(tables.records(summary)) == 2 * known.size
     headers = [column.header for column in tables.attribution_tables(summary)[0].columns]
     assert "host + attribution" in headers and "patched" not in headers
-    title = plots.attribution_figure(summary).layout.title.text
-    assert title.startswith("Attribution: base with ") and "<sup>first-order estimate; " in title
+    title = plots.attribution_figure(summary).layout.title
+    assert title.text.startswith("Attribution: base with ") and "first-order estimate" in title.subtitle.text
 
 
 @pytest.mark.parametrize(
     ("asked", "kind", "said"),
     [
-        ({"metric": "accuracy"}, TaiaLensError, "the metric accuracy has no gradient, which atp needs; write one of prob, logprob"),
+        ({"metric": "accuracy"}, TaiaLensError, "the metric accuracy has no gradient, which attribution needs; write one of prob, logprob"),
         ({"metric": "exact_match"}, TaiaLensError, "the metric exact_match is of the task generate"),
         ({"positions": "last"}, SiteError, "cannot credit the positions 'last'; write all, each or each-from-end"),
         ({"component": "head,mlp"}, SiteError, "heads have a dim of their own"),

@@ -272,3 +272,8 @@ def test_a_dry_run_says_what_it_would_cost_and_leaves_nothing(run: Run, asked: t
     assert found is not None, out
     assert 0.2 < float(found[2]) / int(found[1]) < 0.8  # about half of it is shared
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(run: Run) -> None:
+    said = [run("layers", "--budget", "1", "--limit", "10", *more) for more in ((), ("--dry-run",))]
+    assert said[0] == said[1] and said[0][0] == 2 and "and the budget is 1; write --budget" in said[0][2]

@@ -227,7 +227,7 @@ def test_a_suite_on_which_nothing_differs_says_so_and_one_that_is_another_is_nam
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_scored(lora: Pair, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     from taia_lens.scoring import cells, many
 
-    monkeypatch.setattr(many, "run_recipes", None)
+    monkeypatch.setattr(many, "parts_of_recipes", None)
     monkeypatch.setattr(cells, "score", None)
     for text, message in (
         ("base; graft L0-9.attn <- tuned", "no layer 3, 4, 5, 6, 7"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import ActivationStore, Run, applied, evaluate, run_plain
+from taia_lens.engine import ActivationStore, Budget, Part, Reads, Run, applied, evaluate, parts_of_recipes, run_plain
 from taia_lens.engine import store as store_module
 from taia_lens.errors import ResultError, SiteError, SuiteError, TaiaLensError
 from taia_lens.pair import Pair
 from taia_lens.recipe import Patch, Recipe, Side
 from taia_lens.sites import Positions, Site
+from taia_lens.studies import patching
 from taia_lens.studies.patching import patch
-from taia_lens.suite import Suite, make_suite
+from taia_lens.suite import Suite, Task, make_suite
 from taia_lens.weights import Model
 
 # Two float32 forwards of a 3-layer model in different order of summation; measured, the worst is 2e-6.
@@ -271,6 +274,31 @@ def test_results_do_not_depend_on_batch_size_or_row_order(architecture: str, pai
         # The same sums in float32, in matrices of another shape.
         np.testing.assert_allclose(run(rows, size), whole, atol=CLOSE)
     assert np.ptp(whole, axis=-1).min() > 1e-3  # rows put in the wrong place would show
+
+
+def test_the_noise_floor_of_a_chat_is_of_the_same_prompts(llama: Pair, suite: Suite) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}w1 {{ m['content'] }} w2 w3{% endfor %} "
+    chat = replace(suite, task=Task(chat=True))
+    found = patch(replace(llama, tokenizer=tokenizer), chat, component="mlp", layers=1)
+    plain = patch(llama, suite, component="mlp", layers=1)
+    assert float(found.noise.max()) < CLOSE
+    assert abs(found.host - plain.host).max() > 100 * CLOSE  # the template is read
+
+
+def test_batches_that_there_is_no_room_for_are_cut(llama: Pair, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = patch(llama, suite, component=["attn", "mlp"])
+    seen: list[int] = []
+
+    def little(pair: Pair, recipes: Sequence[Recipe], reads: Reads) -> list[Part]:
+        found = parts_of_recipes(pair, recipes, reads, budget=Budget(bytes=40_000))
+        seen.append(max(len(part.reads.batch.rows) for part in found))
+        return found
+
+    monkeypatch.setattr(patching, "parts_of_recipes", little)
+    cut = patch(llama, suite, component=["attn", "mlp"])
+    assert len(seen) == 1 and seen[0] < len(suite)
+    np.testing.assert_allclose(cut.patched, whole.patched, atol=CLOSE)
 
 
 def test_the_noise_floor_is_far_below_an_effect(llama: Pair, suite: Suite) -> None:

@@ -308,8 +308,8 @@ def test_finished_cells_are_found_again(ranker: str, llama: Pair, suite: Suite, 
             raise AssertionError("a forward was run")
 
         monkeypatch.setattr(causal, "run_recipes", refuse)
-        monkeypatch.setattr("taia_lens.scoring.many.run_recipes", refuse)
-        monkeypatch.setattr("taia_lens.scoring.many.run_scales", refuse)
+        monkeypatch.setattr("taia_lens.scoring.many.parts_of_recipes", refuse)
+        monkeypatch.setattr("taia_lens.scoring.many.parts_of_scales", refuse)
         monkeypatch.setattr("taia_lens.lofit.train._epochs", refuse)
         xr.testing.assert_equal(rank(ranker, llama, suite, options=QUICK, store=store), first)
         assert len(store) == n
@@ -349,7 +349,7 @@ def test_learnt_rankers_are_lofits_numbers(ranked: Callable[[str], xr.Dataset], 
         ("itti", Options(), r"no ranker 'itti' \(did you mean 'iti'\?\); there are lofit, .*, random"),
         ("nothing", Options(), r"no ranker 'nothing'; there are lofit"),
         ("iti", Options(folds=9), r"7 rows have a right and a wrong answer, fewer than the 9 folds; give more rows, or fewer folds"),
-        ("atp", Options(metric="accuracy"), r"the metric accuracy has no gradient, which atp needs; write one of prob, logprob"),
+        ("atp", Options(metric="accuracy"), r"the metric accuracy has no gradient, which attribution needs; write one of prob, logprob"),
         ("patch", Options(metric="exact_match"), r"the metric exact_match is of the task generate"),
         ("graft", Options(metric="kl_host"), r"the metric kl_host compares with an unedited run"),
     ],
@@ -384,7 +384,11 @@ def test_answers_that_a_probe_cannot_read_are_refused(row: dict[str, str], said:
 @pytest.mark.parametrize("ranker", ["patch", "atp"])
 def test_a_task_that_is_written_is_grafted_not_patched(ranker: str, llama: Pair, choices: Suite) -> None:
     written = make_suite("written", [{"prompt": "w1", "answer": "w2", "domain": "id"}], task=Task(kind="generate", max_new_tokens=2))
-    said = "has no gradient" if ranker == "atp" else "does not know the task generate of suite written; it knows .*; rank by graft"
+    said = (
+        "has no gradient"
+        if ranker == "atp"
+        else "does not know the task generate of suite written; it knows .*; run layers, or rank by graft"
+    )
     with pytest.raises(TaiaLensError, match=said):
         rank(ranker, llama, written)
     assert rank("graft", llama, written).attrs["metric"] == "exact_match"

@@ -14,6 +14,8 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
+from taia_lens.engine import Budget, Part, Reads, parts_of_recipes
+from taia_lens.errors import RecipeError
 from taia_lens.evaluation import off_device, pieces
 from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
@@ -142,6 +144,30 @@ def test_work_is_in_forwards_over_all_prompts(llama: Pair, prepared: list[Prepar
     assert work.forwards == pytest.approx(len(RECIPES))
     score(llama, RECIPES, prepared, work=(shared := Work()))
     assert 1 < shared.forwards < len(RECIPES) - 0.2
+
+
+def test_forwards_that_there_is_no_room_for_are_cut_and_put_together(
+    llama: Pair, prepared: list[Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = score(llama, RECIPES, prepared, work=(once := Work()))
+    cuts: list[int] = []
+
+    def little(pair: Pair, recipes: list[Recipe], reads: Reads) -> list[Part]:
+        found = parts_of_recipes(pair, recipes, reads, budget=Budget(bytes=6_000))
+        cuts.append(len(found))
+        return found
+
+    monkeypatch.setattr(many, "parts_of_recipes", little)
+    cut, _ = score(llama, RECIPES, prepared, work=(parts := Work()))
+    np.testing.assert_allclose(cut, whole, atol=CLOSE)
+    assert max(cuts) > 1 and parts.forwards == pytest.approx(once.forwards, rel=0.2)
+
+
+def test_positions_are_refused_before_anything_runs_where_no_batch_says_where_they_are(llama: Pair, prepared: list[Prepared]) -> None:
+    fine = parse_recipe("base; graft attn <- tuned; ablate L0.mlp @last")
+    assert score(llama, [fine], prepared)[1] == 5
+    with pytest.raises(RecipeError, match=r"'ablate L0.mlp @last' writes at positions, and a graft of this recipe is not whole"):
+        score(llama, [fine, parse_recipe("base; graft attn <- tuned x0.5; ablate L0.mlp @last")], prepared)
 
 
 def test_small_results_leave_the_device_many_together(monkeypatch: pytest.MonkeyPatch) -> None:

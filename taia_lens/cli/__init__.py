@@ -9,6 +9,7 @@ import typer
 
 from taia_lens.cli import (
     anatomy,
+    attention,
     attribute,
     check,
     compare,
@@ -18,8 +19,10 @@ from taia_lens.cli import (
     graft,
     heads,
     layers,
+    lens,
     lofit,
     patch,
+    report,
     steer,
     suite,
     transfer,
@@ -42,11 +45,14 @@ app.command("heads")(heads.heads)
 app.command("transfer")(transfer.transfer)
 app.command("anatomy")(anatomy.anatomy)
 app.command("drift")(drift.drift)
+app.command("lens")(lens.lens)
+app.command("attention")(attention.attention)
 app.command("check")(check.check)
 app.command("tune")(tune.tune)
 app.command("steer")(steer.steer)
 app.command("eval")(eval.evaluate)
 app.command("graft")(graft.graft)
+app.command("report")(report.report)
 app.add_typer(lofit.app, name="lofit")
 app.add_typer(demo.app, name="demo")
 app.add_typer(suite.app, name="suite")
@@ -85,6 +91,11 @@ def main() -> None:
             raise
         # A file of the user's that cannot be used: no permission, a name too long, a disk that is full.
         print(f"taia-lens: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
+        code = 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for its name
+            raise
+        print(f"taia-lens: the device has no memory left; write a smaller --batch-size ({str(error).split('. ')[0]})", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130

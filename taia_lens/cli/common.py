@@ -108,6 +108,8 @@ class ModelOptions:
         )
         gc.freeze()
         gc.enable()
+        if model.plain_because:
+            print(f"taia-lens: note: no work is shared on this model: {model.plain_because}", file=sys.stderr)
         return model
 
 

@@ -2,7 +2,7 @@
 
 from taia_lens.engine.agree import plain_because
 from taia_lens.engine.gradients import Attributed, run_attributed, run_last
-from taia_lens.engine.many import Readout, evaluate, plan_recipes, run_recipes, run_scales
+from taia_lens.engine.many import Part, Readout, evaluate, parts_of_recipes, parts_of_scales, plan_recipes, run_recipes, run_scales
 from taia_lens.engine.moments import mean_squares
 from taia_lens.engine.plan import Budget, Plan
 from taia_lens.engine.reads import Reads, label_logprobs, padded, run_greedy, run_logprobs, run_reads
@@ -14,6 +14,7 @@ __all__ = [
     "ActivationStore",
     "Attributed",
     "Budget",
+    "Part",
     "Plan",
     "Readout",
     "Reads",
@@ -25,6 +26,8 @@ __all__ = [
     "label_logprobs",
     "mean_squares",
     "padded",
+    "parts_of_recipes",
+    "parts_of_scales",
     "plain_because",
     "plan_recipes",
     "run_attributed",

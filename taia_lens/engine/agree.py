@@ -19,9 +19,9 @@ from taia_lens.sites import Site
 
 Both = Callable[[], tuple[dict[int, Tensor], dict[int, Tensor]]]
 
-ROUNDING, MOST = 16.0, 256.0
-"""Times what putting a row into another batch changes, and at most so many units in the last place: more than rounding, and rows
-would be reading each other."""
+ROUNDING, MOST, SPREAD = 16.0, 256.0, 0.1
+"""Times what putting a row into another batch changes, but at most so many units in the last place, and at most this share of the
+logits' own standard deviation, which counts in half precision: more than that, and rows would be reading each other."""
 
 
 def plain_because(subject: Pair | Loaded, batch: Batch) -> str:
@@ -62,7 +62,8 @@ def _noise(model: object, reads: Reads) -> float:
         [Reads.last(Batch.of(t[m][None], m[m][None])).run(model) for t, m in zip(reads.batch.tokens, reads.batch.mask, strict=True)]
     )
     ulp = torch.finfo(together.dtype).eps * max(1.0, together.abs().max().item())
-    return min(max(8 * ulp, ROUNDING * (together - alone).abs().max().item()), MOST * ulp)
+    most = min(MOST * ulp, SPREAD * together.float().std().item())
+    return min(max(8 * ulp, ROUNDING * (together - alone).abs().max().item()), most)
 
 
 def _recipes(pair: Pair) -> list[Recipe]:

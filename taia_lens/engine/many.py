@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.batch import Batch
-from taia_lens.engine.layout import lay_out, lay_out_scales
+from taia_lens.engine.layout import Layout, lay_out, lay_out_scales
 from taia_lens.engine.plan import BUDGET, Budget, Plan
 from taia_lens.engine.reads import Reads
 from taia_lens.engine.run import Run, applied, check_recipe, with_needed
@@ -23,6 +25,8 @@ from taia_lens.recipe import Recipe, Side
 from taia_lens.scales import Scales
 from taia_lens.weights import Model
 
+LIBRARIES = ("transformer_lens", "transformers", "accelerate")
+"""Whose hooks on modules are no user's: the bridge hangs some in norms, transformers some that capture hidden states."""
 Way = Literal["shared", "plain"]
 Readout = Callable[[Float[Tensor, "batch d_vocab"]], Mapping[str, Float[Tensor, " batch"]]]
 
@@ -141,9 +145,52 @@ def run_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, 
     return lay_out_scales(model, scales, reads, budget).run(reads)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a batch with all that is asked of them, and no more of them than there is room for.
+
+    Attributes:
+        reads: The rows, and what is read of each forward.
+        work: What it comes to, in forwards on these rows.
+        run: Carries it out; yields as `run_recipes` does.
+    """
+
+    reads: Reads
+    work: float
+    run: Callable[[], Found]
+
+
+def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget: Budget = BUDGET) -> list[Part]:
+    """What `run_recipes` runs, in as many parts as the budget's bytes ask for: what is kept of base and tuned grows with the rows.
+
+    Raises:
+        SiteError, RecipeError: A recipe names what the pair does not have.
+    """
+    if pair.report.plain_because or any(_hooked(model) for model in pair.models):
+        return [Part(reads, float(len(recipes)), partial(run_recipes, pair, recipes, reads, plan="plain"))]
+    return _parts(lambda some: lay_out(pair, recipes, some, None, budget), reads, budget)
+
+
+def parts_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, budget: Budget = BUDGET) -> list[Part]:
+    """What `run_scales` runs, in parts as of `parts_of_recipes`."""
+    if model.plain_because or _hooked(model.model):
+        return [Part(reads, float(len(scales)), partial(run_scales, model, scales, reads, plan="plain"))]
+    return _parts(lambda some: lay_out_scales(model, scales, some, budget), reads, budget)
+
+
+def _parts(lay: Callable[[Reads], Layout], reads: Reads, budget: Budget) -> list[Part]:
+    layout = lay(reads)
+    if layout.plan.bytes <= budget.bytes or len(reads.batch.rows) == 1:
+        return [Part(reads, layout.plan.work, partial(layout.run, reads))]
+    return [part for half in reads.halves() for part in _parts(lay, half, budget)]
+
+
 def _hooked(model: Model) -> bool:
-    """Whether the user's own hooks hang in the model: they expect the rows that the user sees, not a stack of them."""
-    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+    """Whether the user's own hooks hang in the model: they expect the rows that the user sees, not a stack of them, and each once."""
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return True
+    found = (hook for module in model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+    return any(hook.__module__.split(".")[0] not in LIBRARIES for hook in found)
 
 
 def _plain_scales(model: Model, scales: Sequence[Scales | None], reads: Reads) -> Found:

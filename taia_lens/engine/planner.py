@@ -108,9 +108,9 @@ class _Planner:
         for child in children:
             attn, mlp = firsts.get(child.attn_key), firsts.get(child.mlp_key)
             out.append((attn, mlp if attn is not None else None))
-            if not child.level.writing("attn"):
+            if not child.level.writing_beside("embed", "head", "mlp", "resid"):
                 firsts.setdefault(child.attn_key, child.row.node)
-            if not child.level.writing("mlp"):
+            if not child.level.writing_beside("embed", "head", "attn", "resid"):
                 firsts.setdefault(child.mlp_key, child.row.node)
         return out
 
@@ -139,8 +139,8 @@ class _Child:
 
     @property
     def attn_key(self) -> tuple:
-        """What attention's output depends on."""
-        before = self.level.writing("embed", "head")
+        """What attention's output depends on: all writes but those that come after it. A site that is new is thought to come before."""
+        before = self.level.writing_beside("attn", "mlp", "resid")
         return ("attn", self.row.parent, self.start, self.home, self.level.attn, self.level.norms, before)
 
     @property

@@ -50,6 +50,17 @@ class Reads:
         columns = None if self.columns is None else self.columns.to(device)
         return Reads(self.batch.to(device), self.rows.to(device), self.positions.to(device), targets, columns)
 
+    def halves(self) -> tuple[Reads, Reads]:
+        """The first half of the rows and the others, each no wider than its longest; reads are in the order of rows."""
+        middle = len(self.batch.rows) // 2
+        ends = 0, middle, len(self.batch.rows)
+        return self._some(slice(*ends[:2])), self._some(slice(*ends[1:]))
+
+    def _some(self, rows: slice) -> Reads:
+        inside = (self.rows >= rows.start) & (self.rows < rows.stop)
+        targets = None if self.targets is None else self.targets[inside]
+        return Reads(self.batch.take(rows), self.rows[inside] - rows.start, self.positions[inside], targets, self.columns)
+
     def run(self, model: Model) -> Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]:
         """Read a live model, with whatever weights and hooks are in force."""
         tokens, mask = self.batch.tokens, self.batch.mask

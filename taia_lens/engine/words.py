@@ -55,6 +55,10 @@ class Level:
         """The writes at these components' outputs."""
         return tuple(write for write in self.writes if write.site.component in components)
 
+    def writing_beside(self, *components: str) -> tuple[Write, ...]:
+        """The writes at all others."""
+        return tuple(write for write in self.writes if write.site.component not in components)
+
 
 PLAIN = Level()
 

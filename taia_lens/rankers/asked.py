@@ -88,7 +88,8 @@ def ask(pair: Pair, suite: Suite, metric: str, batch_size: int, *, by: str) -> l
     if kind not in READ or (READ[kind] is not None and metric not in (READ[kind] or ())):
         what = f"the metric {metric} of the task {kind}" if kind in READ else f"the task {kind}"
         able = "the task next, and choice_logprob of the task choice"
-        raise TaiaLensError(f"the ranker {by} does not know {what} of suite {suite.name}; it knows {able}; rank by graft or ablate there")
+        mend = "run layers, or rank by graft or ablate, there"
+        raise TaiaLensError(f"{by} does not know {what} of suite {suite.name}; it knows {able}; {mend}")
     prepare(suite, pair, (metric,), batch_size)  # refuses what cannot be scored, as every study does
     if kind == "next":
         return [_next(batch.to(pair.device), metric) for batch in make_batches(suite, pair.tokenizer, batch_size)]

@@ -34,7 +34,7 @@ def asked_with_gradients(pair: Pair, suite: Suite, options: Options) -> list[Ask
     """
     metric = metric_of(options, suite.task.kind)
     check_gradient(metric)
-    return ask(pair, suite, metric, options.batch_size, by="atp")
+    return ask(pair, suite, metric, options.batch_size, by="attribution (atp)")
 
 
 def attribute(

@@ -41,7 +41,7 @@ def patch(pair: Pair, suite: Suite, options: Options, store: CellStore | None, p
     """Put tuned's z of one head, at all positions, into base (CMAP, arXiv 2402.14811)."""
     metric, sites = metric_of(options, suite.task.kind), every_head(pair.shape)
     recipes = [Recipe("base"), *(Recipe("base", (Patch(site, "tuned"),)) for site in sites)]
-    asked = ask(pair, suite, metric, options.batch_size, by="patch")
+    asked = ask(pair, suite, metric, options.batch_size, by="patching")
     found = np.full((len(recipes), len(suite)), np.nan)
     with tqdm(total=len(asked) * len(recipes), desc="patch", unit="forward", leave=False, disable=not progress) as bar:
         for some in asked:

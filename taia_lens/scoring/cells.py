@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from taia_lens.engine import Reads
+from taia_lens.engine import Part, Reads
 from taia_lens.evaluation import Piece, Reading, Scored, off_device, score
 from taia_lens.scoring.suites import Prepared, Scores
 from taia_lens.store import Cell, CellStore, key_of
@@ -38,17 +37,15 @@ class Asked:
     Attributes:
         depends: All that the cells of each depend on, besides the piece.
         device: Where forwards run.
-        read: Some of them on the same rows, in any order.
+        parts: Some of them on the same rows, in parts that there is room for.
         live: Each by itself, on its model.
-        worth: How many forwards reading some of them on the same rows takes.
         apart: Those that are carried out once, and scored on all pieces then.
     """
 
     depends: Sequence[Mapping[str, Any]]
     device: torch.device
-    read: Callable[[Sequence[int], Reads], Iterator[tuple[int, Tensor]]]
+    parts: Callable[[Sequence[int], Reads], Sequence[Part]]
     live: Callable[[int], AbstractContextManager[Model]]
-    worth: Callable[[Sequence[int], Reads], float] | None = None
     apart: frozenset[int] = frozenset()
 
     def what(self, i: int, piece: Piece) -> dict[str, Any]:
@@ -111,17 +108,24 @@ def _computed(
 
 def _read(asked: Asked, reading: Reading, which: Sequence[int], shares: Mapping[Reads, float], work: Work) -> Iterator[tuple[int, Scored]]:
     """Several on one piece: each as soon as the last of the piece's forwards has it."""
-    parts: dict[int, list[np.ndarray]] = {i: [] for i in which}
+    found: dict[int, list[np.ndarray]] = {i: [] for i in which}
     for reads in reading.reads:
-        here = reads.to(asked.device)
-        if asked.worth is not None:
-            work.parts.append(shares[reads] * asked.worth(which, here))
-        small = ((k, reading.small(here, found)) for k, found in asked.read(which, here))
-        for k, array in off_device(small):
-            of = parts[which[k]]
+        for k, array in _in_parts(reading, reads, asked.parts(which, reads.to(asked.device)), shares[reads], work):
+            of = found[which[k]]
             of.append(array)
             if len(of) == len(reading.reads):
                 yield which[k], Scored(reading.values(of))
+
+
+def _in_parts(reading: Reading, reads: Reads, parts: Sequence[Part], share: float, work: Work) -> Iterator[tuple[int, np.ndarray]]:
+    """One forward of each, in parts of its rows: whole as soon as the last part has it."""
+    found: dict[int, list[np.ndarray]] = {}
+    for part in parts:
+        work.parts.append(share * part.work * len(part.reads.batch.rows) / len(reads.batch.rows))
+        for k, array in off_device((k, reading.small(part.reads, one)) for k, one in part.run()):
+            found.setdefault(k, []).append(array)
+            if len(found[k]) == len(parts):
+                yield k, np.concatenate(found.pop(k), axis=-1)
 
 
 def _shares(pieces: Sequence[Piece]) -> dict[Reads, float]:

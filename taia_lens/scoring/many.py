@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tqdm.auto import tqdm
 
-from taia_lens.engine import Reads, applied, plan_recipes, run_recipes, run_scales, scaled
+from taia_lens.engine import applied, parts_of_recipes, parts_of_scales, scaled
+from taia_lens.errors import RecipeError
+from taia_lens.evaluation import Reading
 from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
-from taia_lens.recipe import Recipe
+from taia_lens.recipe import Graft, Recipe
 from taia_lens.scales import Scales
 from taia_lens.scoring.cells import Asked, Work, scored
 from taia_lens.scoring.depends import depends_on, scales_depend_on
@@ -35,27 +37,33 @@ def score_recipes(
     Returns:
         For each recipe, its scores on each suite.
     """
-
-    worths: dict[tuple[int, ...], float] = {}
-
-    def worth(which: Sequence[int], reads: Reads) -> float:
-        key = tuple(which)
-        if key not in worths:  # planned once: on other rows the same recipes are worth the same, but for how long those are
-            plain = bool(pair.report.plain_because)
-            worths[key] = float(len(which)) if plain else plan_recipes(pair, [recipes[i] for i in which], reads).work
-        return worths[key]
-
+    _check_positions(recipes, suites)
     asked = Asked(
         depends=[depends_on(pair, recipe, "") for recipe in recipes],
         device=pair.device,
-        read=lambda which, reads: run_recipes(pair, [recipes[i] for i in which], reads),
+        parts=lambda which, reads: parts_of_recipes(pair, [recipes[i] for i in which], reads),
         live=lambda i: applied(pair, recipes[i]),
-        worth=None if work is None else worth,
-        # A fraction or a multiple of an update is computed, not pointed at: by itself it is computed once, and not for every
-        # piece again. No other recipe has such weights, so there is nothing behind them to share.
-        apart=frozenset(i for i, recipe in enumerate(recipes) if not all(graft.whole for graft in recipe.grafts)),
+        apart=frozenset(i for i, recipe in enumerate(recipes) if _blended(recipe)),
     )
     return scored(asked, suites, store, bar, Work() if work is None else work)
+
+
+def _blended(recipe: Recipe) -> bool:
+    """Whether weights are computed and not pointed at: a fraction or a multiple of an update.
+
+    By itself that is done once, and not for every piece again. No other recipe has such weights: nothing behind them is shared.
+    """
+    return not all(graft.whole for graft in recipe.grafts)
+
+
+def _check_positions(recipes: Sequence[Recipe], suites: Sequence[Prepared]) -> None:
+    """Raise, before anything is run, where positions are written at and no batch says where they are."""
+    writes = any(not isinstance(piece.how, Reading) for suite in suites for piece in suite.pieces)
+    for recipe in recipes:
+        for edit in recipe.edits:
+            if not isinstance(edit, Graft) and edit.positions != "all" and (writes or _blended(recipe)):
+                why = "the suite's text is generated, and has no length yet" if writes else "a graft of this recipe is not whole (x, keep)"
+                raise RecipeError(f"'{edit}' writes at positions, and {why}; leave the positions out, or run it on other suites")
 
 
 def score_many_scales(
@@ -78,7 +86,7 @@ def score_many_scales(
     asked = Asked(
         depends=[scales_depend_on(model, one, "") for one in scales],
         device=model.device,
-        read=lambda which, reads: run_scales(model, [scales[i] for i in which], reads),
+        parts=lambda which, reads: parts_of_scales(model, [scales[i] for i in which], reads),
         live=live,
     )
     return scored(asked, suites, store, bar, Work())

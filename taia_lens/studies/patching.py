@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import ActivationStore, Reads, Run, run_recipes
+from taia_lens.engine import ActivationStore, Reads, Run, parts_of_recipes, run_recipes
 from taia_lens.errors import SiteError, SuiteError, TaiaLensError
 from taia_lens.evaluation import off_device
 from taia_lens.metric_names import check_metrics
@@ -126,7 +126,7 @@ def patch(
 
     Returns:
         `host` and `donor` (metric, example), `patched` (metric, component, layer[, head][, pos], example), `noise` (metric): the mean
-        change that patching the host with itself, one row at a time, makes. `results.summary` gives means and intervals.
+        change that patching the host with itself, one row at a time, makes. `summaries.patch_summary` gives means and intervals.
         With `pos`, which goes to the end of the longest prompt, `patched` is NaN where a prompt has no such position, and
         `token` (pos) is what stands there in all prompts, empty where they differ or one is too short.
 
@@ -182,10 +182,19 @@ def _laid_out(pair: Pair, plan: Plan, suite: Suite, batch_size: int) -> tuple[Pl
         raise SuiteError(f"a prompt has {longest} tokens and the model has {pair.base.cfg.n_ctx} positions; shorten it")
     if plan.positions in EACH:
         batches = by_length(batches)
-        return replace(plan, each=every(batches, from_end=plan.positions == "each-from-end")), batches
-    for batch in batches:
-        batch.at(plan.positions)
-    return plan, batches
+        plan = replace(plan, each=every(batches, from_end=plan.positions == "each-from-end"))
+    else:
+        for batch in batches:
+            batch.at(plan.positions)
+    return plan, _that_fit(pair, plan, batches)
+
+
+def _that_fit(pair: Pair, plan: Plan, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches, cut where the largest of them is more than there is room for: every layer's activations of donor and host are kept."""
+    largest = max(batches, key=lambda batch: batch.tokens.numel())
+    recipes = [*(Recipe(side) for side in SIDES), *(plan.recipes[i] for i in plan.on(largest))]
+    rows = max(len(part.reads.batch.rows) for part in parts_of_recipes(pair, recipes, Reads.last(largest)))
+    return [batch.take(slice(i, i + rows)) for batch in batches for i in range(0, len(batch.rows), rows)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +262,7 @@ def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.
     side, changes = other(plan.source), []
     recipe = Recipe(side, tuple(Patch(site, side, "all" if plan.each else plan.positions) for site in plan.sites))
     rows = np.arange(0, len(suite), -(-len(suite) // NOISE_ROWS))
-    some = Suite(suite.name, tuple(suite.rows[i] for i in rows))
+    some = replace(suite, rows=tuple(suite.rows[i] for i in rows))
     for batch in make_batches(some, pair.tokenizer, 1):
         batch = batch.to(pair.device)
         ((_, found),) = off_device(_measured(pair, [Recipe(side), Recipe(plan.source), recipe], [2], batch, names, {}))

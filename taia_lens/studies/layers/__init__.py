@@ -72,12 +72,7 @@ def layers(
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     chosen_views = _check_views([views] if isinstance(views, str) else views, unit)
     game = players(pair, unit, select(which, pair.shape.n_layers, "layer"))
-    least = pair_cost(len(game.active) + game.rest)
-    if "shapley" in chosen_views and least > sampling.budget:
-        raise TaiaLensError(
-            f"one pair of orders of {len(game.active)} parts evaluates {least} recipes, and the budget is {sampling.budget}; "
-            f"write --budget {least} or more, name fewer layers, or leave out the view shapley"
-        )
+    _check_budget(game, chosen_views, sampling)
     prepared = tuple(prepare_suite(pair, suite, metrics_of(suite, metrics), batch_size) for suite in chosen)
     names, coords = results.suite_coords([p.suite for p in prepared], [p.metrics for p in prepared])
     with tqdm(desc="layers", unit="piece", leave=False, disable=not progress) as bar:
@@ -113,6 +108,7 @@ def layers_cost(
     chosen = check_suites([suites] if isinstance(suites, Suite) else list(suites))
     chosen_views = _check_views([views] if isinstance(views, str) else views, unit)
     game = players(pair, unit, select(which, pair.shape.n_layers, "layer"))
+    _check_budget(game, chosen_views, sampling)
     asked = [list(_asked(game, chosen_views).values()), *(chains(game, sampling) if "shapley" in chosen_views else [])]
     prepared = [prepare_suite(pair, suite, metrics_of(suite, metrics), batch_size) for suite in chosen]
     new: list[list[Recipe]] = []
@@ -120,6 +116,15 @@ def layers_cost(
         known = {recipe for before in new for recipe in before}
         new.append([recipe for recipe in dict.fromkeys(some) if recipe not in known])
     return cost_of_suites(pair, new, prepared)
+
+
+def _check_budget(game: Players, views: Sequence[str], sampling: Sampling) -> None:
+    least = pair_cost(len(game.active) + game.rest)
+    if "shapley" in views and least > sampling.budget:
+        raise TaiaLensError(
+            f"one pair of orders of {len(game.active)} parts evaluates {least} recipes, and the budget is {sampling.budget}; "
+            f"write --budget {least} or more, name fewer layers, or leave out the view shapley"
+        )
 
 
 def _check_views(views: Sequence[str] | None, unit: str) -> tuple[str, ...]:
