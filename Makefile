@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit notebooks figures kept lens39 bench clean
+.PHONY: help demo test lint types browser unit notebooks figures kept lens39 bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -30,13 +30,24 @@ lint: .venv/test.stamp  ## ruff
 types: .venv/test.stamp  ## mypy
 	$(BIN)/mypy
 
-unit: .venv/test.stamp  ## tests and doctests
+# Pages are looked at in the browser that is there, else in Debian's Chromium; a Chinese, an Arabic and a Hebrew prompt need letters.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
+browser:         ## a browser and fonts for the tests of pages: 210 MB to download on a Debian that has only Python
+	@missing=chromium; for name in $(BROWSERS); do if command -v $$name >/dev/null; then missing=; fi; done; \
+	if ! fc-list :lang=zh 2>/dev/null | grep -q .; then missing="$$missing fonts-wqy-microhei"; fi; \
+	if ! fc-list :lang=ar:lang=he 2>/dev/null | grep -q .; then missing="$$missing fonts-dejavu-core"; fi; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "tests of pages are skipped without a browser and fonts; install (Debian's names): $$missing"; fi
+
+unit: .venv/test.stamp browser  ## tests and doctests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules tests taia_lens
 
 notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks
 
-figures: .venv/test.stamp  ## figures/ and the README's table again, from the demo pair (SVG needs Chrome or Chromium)
+figures: .venv/test.stamp browser  ## figures/ and the README's table again, from the demo pair (SVG needs Chrome or Chromium)
 	$(BIN)/python figures/make.py
 
 kept: .venv/test.stamp  ## figures/ and the README's table hold what is computed now
@@ -60,4 +71,4 @@ bench: .venv/bench.stamp  ## benchmarks/: sweeps side by side with the peers; ho
 	$(BIN)/python benchmarks/sweeps.py
 
 clean:           ## remove what the targets made
-	rm -rf .venv runs
+	rm -rf .venv runs .screenshots

@@ -52,15 +52,51 @@ def compared() -> tuple[go.Figure, list[dict]]:
     return tl.compare_figure(grid()), tl.tables.grid_records(grid())
 
 
-def credited() -> tuple[go.Figure, list[dict]]:
-    """What `taia-lens layers --limit 150 --budget 248` computes on the demo pair; takes minutes."""
+def plane() -> tuple[go.Figure, list[dict]]:
+    """The same recipes, in distribution against out of it."""
+    return tl.plane_figure(grid()), tl.tables.grid_records(grid())
+
+
+@cache
+def credit() -> xr.Dataset:
+    """What `taia-lens layers --limit 150 --budget 248` computes on the demo pair; takes a minute or two."""
     rows = tl.demo_suite().limit(150, seed=0)
-    summary = tl.layers_summary(tl.layers(tl.demo_pair(), rows, sampling=tl.Sampling(budget=248), batch_size=128))
-    return tl.layers_figure(summary), tl.tables.layers_records(summary)
+    return tl.layers_summary(tl.layers(tl.demo_pair(), rows, sampling=tl.Sampling(budget=248), batch_size=128))
 
 
-FIGURES = {"01_quickstart": quickstart, "01_quickstart_layers": layers, "02_compare": compared, "02_layers": credited}
-SLOW = ("02_layers",)
+def credited() -> tuple[go.Figure, list[dict]]:
+    """Every view of every layer."""
+    return tl.layers_figure(credit()), tl.tables.layers_records(credit())
+
+
+def gains() -> tuple[go.Figure, list[dict]]:
+    """Shapley values out of and in distribution, and their difference."""
+    return tl.gains_figure(credit(), view="shapley"), tl.tables.layers_records(credit())
+
+
+def shapley() -> tuple[go.Figure, list[dict]]:
+    """Shapley values by layer, stacked, with the sum that they come to."""
+    return tl.shapley_figure(credit()), tl.tables.layers_records(credit())
+
+
+def lens() -> tuple[go.Figure, list[dict]]:
+    """What base, vanilla and TAIA say after each layer, on the first prompt out of distribution."""
+    row = next(row for row in tl.demo_suite().rows if row.domain == "ood")
+    result = tl.lens(tl.demo_pair(), row)
+    return tl.lens_figure(result), result.logprob.to_dataframe().reset_index()[["recipe", "layer", "logprob"]].to_dict("records")
+
+
+FIGURES = {
+    "01_quickstart": quickstart,
+    "01_quickstart_layers": layers,
+    "02_compare": compared,
+    "02_plane": plane,
+    "02_layers": credited,
+    "02_gains": gains,
+    "02_shapley": shapley,
+    "03_lens": lens,
+}
+SLOW = ("02_layers", "02_gains", "02_shapley")
 
 
 def main_job_text() -> str:

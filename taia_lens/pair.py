@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens.errors import PairError
+from taia_lens.html import Html, card, folded, inline, listed, paragraph, table
 from taia_lens.loaded import HARMLESS, Loaded, Shape, architecture, config
 from taia_lens.recipe import Side
 from taia_lens.weights import Model, Weight, stored_buffers, weights
@@ -37,6 +38,11 @@ class Law:
     value: float
     bound: float
     holds: bool
+
+    @property
+    def relation(self) -> str:
+        """How the value must stand to the bound; the zero-ablations must change something."""
+        return ">" if self.name.startswith("zero-ablating") else "<="
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,46 @@ class Pair:
         s, o = self.shape, self.origin
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
         return f"Pair({o.base} | {o.tuned}: {size}; {len(self.differences)} tensors differ)"
+
+    def _repr_html_(self) -> Html:
+        s, o, r = self.shape, self.origin, self.report
+        heads = f"{s.n_heads} heads" + (f" ({s.n_key_value_heads} key-value)" if s.n_key_value_heads != s.n_heads else "")
+        size = f"{s.n_layers} layers, {heads}, d_model {s.d_model}, vocabulary {s.d_vocab:,}"
+        sides = paragraph("base ", inline(o.base), "<br>tuned ", inline(o.tuned))
+        made = f"{self.loaded('base').n_parameters:,} parameters each, {o.dtype}, on {self.device}"
+        notes = list(r.notes)
+        if r.merge_drift is not None:
+            notes.append(f"adapter merged in float32; merged and unmerged logits differ by at most {r.merge_drift:.2g} on a probe")
+        if r.added_tokens:
+            notes.append(f"tokens only in tuned: {', '.join(r.added_tokens[:10])} ({len(r.added_tokens)} in all)")
+        about = paragraph(inline(architecture(self.base)), f": {size}; {made}")
+        return card("Pair: base | tuned", sides, about, _differing(self), _laws_html(r.laws), listed(notes))
+
+
+def _differing(pair: Pair) -> Html:
+    """How many tensors of each component differ, and by how much."""
+    rows = []
+    for name in dict.fromkeys(w.component for w in pair.weights["base"]):
+        found = [d for d in pair.differences if d.component == name]
+        base, update = (sum(getattr(d, norm) ** 2 for d in found) ** 0.5 for norm in ("base_norm", "update_norm"))
+        layers = {d.layer for d in found if d.layer is not None}
+        of = sum(w.component == name and not w.copy for w in pair.weights["base"])
+        size = "-" if not found else f"{update / base:.3g}" if base else "inf"
+        rows.append((name, f"{len(found)} of {of}", str(len(layers)) if layers else "-", size))
+    heads = ("component", "tensors that differ", "in layers", "|tuned - base| / |base|")
+    total = sum(not w.copy for w in pair.weights["base"])
+    return table(heads, rows, numbers=(1, 2, 3), caption=f"{len(pair.differences)} of {total} tensors differ; sizes are of those that do")
+
+
+def _laws_html(laws: tuple[Law, ...]) -> Html:
+    """The self-check: its verdict, and behind it every law; open where one fails."""
+    if not laws:
+        return paragraph("The pair was not checked.")
+    failed = [law for law in laws if not law.holds]
+    said = f"Self-check: {len(failed)} of {len(laws)} laws FAIL" if failed else f"Self-check: all {len(laws)} laws hold"
+    sorted_laws = failed + [law for law in laws if law.holds]
+    rows = [("holds" if law.holds else "FAILS", law.name, f"{law.value:.2g}", f"{law.relation} {law.bound:.2g}") for law in sorted_laws]
+    return folded(said, table(("", "law", "measured", "bound"), rows, numbers=(2, 3), texts=(1,)), opened=bool(failed))
 
 
 def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Pair:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taia_lens.errors import RecipeError
+from taia_lens.html import Html, card, code, listed, paragraph
 from taia_lens.sites import GRAFTABLE, Positions, Site, component, parse_positions
 
 Side = Literal["base", "tuned"]
@@ -39,8 +40,18 @@ def side_of(text: str | None, what: str) -> Side:
     raise RecipeError(f"no {what} {text!r}; write base or tuned")
 
 
+SAID = 20  # edits that are put into words: a recipe may have one for every head
+
+
 def _at(positions: Positions) -> str:
     return "" if positions == "all" else f" @{positions if isinstance(positions, str) else ','.join(map(str, positions))}"
+
+
+def _where(positions: Positions) -> str:
+    """Token positions in words."""
+    if isinstance(positions, str):
+        return {"all": "at every position", "last": "at the last position of the prompt"}.get(positions, f"at {positions} position")
+    return f"at position{'s' * (len(positions) > 1)} {', '.join(map(str, positions))}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,11 @@ class Patch:
     def __str__(self) -> str:
         return f"patch {self.site} <- {self.source}{_at(self.positions)}"
 
+    @property
+    def words(self) -> str:
+        """What the edit does, in a sentence."""
+        return f"{self.site.words} becomes what {self.source} computed there, {_where(self.positions)}"
+
 
 @dataclass(frozen=True)
 class Ablate:
@@ -71,6 +87,11 @@ class Ablate:
 
     def __str__(self) -> str:
         return f"ablate {self.site}{_at(self.positions)}"
+
+    @property
+    def words(self) -> str:
+        """What the edit does, in a sentence."""
+        return f"{self.site.words} becomes zero, {_where(self.positions)}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,11 @@ class Scale:
 
     def __str__(self) -> str:
         return f"scale {self.site} a={float(self.gain)!r} v={float(self.offset)!r}{_at(self.positions)}"
+
+    @property
+    def words(self) -> str:
+        """What the edit does, in a sentence."""
+        return f"{self.site.words} is multiplied by {1 + self.gain:g}, and {self.offset:g} is added, {_where(self.positions)}"
 
 
 @dataclass(frozen=True)
@@ -156,9 +182,38 @@ class Graft:
         keep = "" if self.keep == 1 else f" keep {self.keep!r} seed {self.seed}"
         return f"graft {where}{what}{part} <- {self.source}{times}{keep}"
 
+    @property
+    def words(self) -> str:
+        """What the edit does, in a sentence."""
+        what = "all weights" if self.component == "all" else f"the weights of {component(self.component).words}"
+        what = what if self.heads is None else f"the weights of {_spans('head', self.heads)}"
+        what = what if self.part is None else f"the projection {self.part} of {component(self.component).words}"
+        where = "" if self.layers is None else f" in {_spans('layer', self.layers)}"
+        if self.whole:
+            return f"{what}{where} {'is' if self.part else 'are'} {self.source}'s"
+        kept = f"a random {self.keep:.3g} of the update's entries (seed {self.seed}), divided by {self.keep:.3g}"
+        update = f"{self.times:g} times the update" if self.keep == 1 else kept + f", times {self.times:g}" * (self.times != 1)
+        return f"to {what}{where} is added {update}, which is {self.source} - host"
+
 
 def _numbers(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))
+
+
+def _spans(what: str, values: tuple[int, ...]) -> str:
+    """Numbers in words, runs of them as one.
+
+    >>> _spans("layer", (0, 3, 4, 5)), _spans("head", (2,))
+    ('layers 0, 3-5', 'head 2')
+    """
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    spans = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{what}{'s' * (len(values) > 1)} {spans}"
 
 
 Edit = Patch | Ablate | Scale | Graft
@@ -188,6 +243,14 @@ class Recipe:
 
     def __str__(self) -> str:
         return "; ".join([self.host, *map(str, self.edits)])
+
+    def _repr_html_(self) -> Html:
+        said = [edit.words for edit in self.edits[:SAID]]
+        said += [f"and {len(self.edits) - SAID} edits more"] if len(self.edits) > SAID else []
+        but = f"The host is {self.host}, with its weights and its residual stream" + (", but for this:" if said else ", as they are.")
+        meant = ["Grafted weights run on the host's residual stream."] if self.grafts else []
+        meant += ["What is patched in was computed from the source's own residual stream."] if self.patches else []
+        return card("Recipe", paragraph(code(self)), paragraph(but), listed(said), *map(paragraph, meant))
 
 
 def taia(*, norms: Side, embed: Side) -> Recipe:

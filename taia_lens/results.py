@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
-from itertools import groupby
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ import numpy as np
 import xarray as xr
 from xarray.backends import H5NetCDFStore
 
-from taia_lens import stats
 from taia_lens.errors import ResultError
 from taia_lens.metric_names import METRICS
-from taia_lens.suite import DOMAINS, Row, Suite
+from taia_lens.suite import Row, Suite
 
 VERSIONED = (
     "taia-lens",
@@ -128,82 +126,14 @@ def _versions() -> dict[str, str]:
 
 
 def summary(result: xr.Dataset) -> xr.Dataset:
-    """Means, effects, recovered fractions and their 95% paired intervals, for each domain.
+    """Means, effects, recovered fractions and their 95% paired intervals of a patching result: `summaries.patch_summary`.
 
     Args:
         result: What `studies.patching.patch` returned.
-
-    Returns:
-        With dims (domain, metric, component, layer[, head][, pos]): `host`, `donor`, `patched` (means over examples), `effect` =
-        patched - host, `recovered` = effect / (donor - host), each with `_low` and `_high`; `defined` is False, and
-        `recovered` NaN, where donor - host is within noise: its interval holds 0, or it is no larger than the noise floor, or
-        so small in some resamples that the fraction has no interval. `gap` is donor - host. `n` is the number of examples,
-        `noise` the mean change that rounding makes in one. With a dim `pos`, all of these are of the examples that have the
-        position, and are NaN (`n` is 0) where none has.
     """
-    seed = int(result.attrs["seed"])
-    domains = [d for d in DOMAINS if d in result.domain.values]
-    parts = [_domain(result.isel(example=np.flatnonzero(result.domain.values == d)), seed) for d in domains]
-    out = xr.concat(parts, xr.IndexVariable("domain", domains), coords="minimal", compat="override", join="exact")
-    return out.assign(noise=result.noise).assign_attrs(result.attrs)
-
-
-def _domain(part: xr.Dataset, seed: int) -> xr.Dataset:
-    """The summary of one domain; positions that the same examples have are summed up together."""
-    if "pos" not in part.dims:
-        return _summary(part, seed)
-    has = part.patched.notnull().any([d for d in part.patched.dims if d not in ("pos", "example")]).transpose("pos", "example").values
-    groups = [list(group) for _, group in groupby(range(len(has)), key=lambda i: has[i].tobytes())]
-    found = [_of_those(part.isel(pos=group), np.flatnonzero(has[group[0]]), seed) for group in groups]
-    return xr.concat(found, "pos", data_vars="all", coords="minimal", compat="override", join="exact")
-
-
-def _of_those(part: xr.Dataset, examples: np.ndarray, seed: int) -> xr.Dataset:
-    """The summary of some examples; of none of them, NaN and nothing defined."""
-    if len(examples):
-        return _summary(part.isel(example=examples), seed)
-    blank = _summary(part.isel(example=[0]), seed)
-    return blank.where(False).assign(defined=xr.zeros_like(blank.defined), n=xr.zeros_like(blank.n))
-
-
-def _summary(part: xr.Dataset, seed: int) -> xr.Dataset:
-    gap = part.donor - part.host
-    effect = part.patched - part.host
-    gap_low, gap_high = _interval(gap, seed)
-    mean_gap = gap.mean("example")
-    low, high = _interval(effect, seed)
-    whole = gap.broadcast_like(effect).transpose(*effect.dims)
-    ratio_low, ratio_high = (_like(end, effect) for end in stats.ratio_interval(effect.values, whole.values, seed=seed))
-    # NaN ends (one example; a resample whose gap is 0) compare as False: then the fraction is not defined either.
-    defined = ((gap_low > 0) | (gap_high < 0)) & (np.abs(mean_gap) > part.noise)
-    defined = defined & np.isfinite(ratio_low) & np.isfinite(ratio_high)
-    fields = {
-        "host": part.host.mean("example"),
-        "donor": part.donor.mean("example"),
-        "patched": part.patched.mean("example"),
-        "gap": mean_gap,
-        "gap_low": gap_low,
-        "gap_high": gap_high,
-        "effect": effect.mean("example"),
-        "effect_low": low,
-        "effect_high": high,
-        "defined": defined,
-        "recovered": (effect.mean("example") / mean_gap).where(defined),
-        "recovered_low": ratio_low.where(defined),
-        "recovered_high": ratio_high.where(defined),
-        "n": xr.DataArray(part.sizes["example"]),
-    }
-    return xr.Dataset(fields)
-
-
-def _interval(values: xr.DataArray, seed: int) -> tuple[xr.DataArray, xr.DataArray]:
-    assert values.dims[-1] == "example"
-    low, high = stats.mean_interval(values.values, seed=seed)
-    return _like(low, values), _like(high, values)
-
-
-def _like(data: np.ndarray, values: xr.DataArray) -> xr.DataArray:
-    return values.isel(example=0, drop=True).copy(data=data)
+    # By name, when called: summaries stand above results, and import them.
+    found: xr.Dataset = import_module("taia_lens.summaries.patching").patch_summary(result)
+    return found
 
 
 def save(result: xr.Dataset, path: str | Path) -> None:

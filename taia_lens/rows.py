@@ -12,7 +12,14 @@ from taia_lens.errors import SuiteError
 DOMAIN_NAMES = {"id": "in distribution", "ood": "out of distribution"}
 DOMAINS = tuple(DOMAIN_NAMES)
 _KEYS = {"id", "prompt", "answer", "choices", "label", "domain", "contrast", "aliases", "labels"}
-KINDS = ("next", "choice", "generate", "refuse", "text")
+_ASKED = {
+    "next": "the answer is the next token",
+    "choice": "choices of any length, scored by log-probability",
+    "generate": "text is generated and its answer extracted",
+    "refuse": "text is generated; does it refuse?",
+    "text": "the text's own tokens are scored",
+}
+KINDS = tuple(_ASKED)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,21 @@ class Task:
     extract: str = "text"
     chat: bool = False
     system: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What is asked, in a sentence.
+
+        >>> Task("text").words
+        "text: the text's own tokens are scored"
+        """
+        said = [_ASKED[self.kind]]
+        if self.kind in ("generate", "refuse"):
+            said.append(f"up to {self.max_new_tokens} new tokens" + "".join(f", stops at {text!r}" for text in self.stop))
+        if self.kind == "generate":
+            said.append(f"answer by the rule {self.extract!r}")
+        said += ["through the chat template" + (f", system message {self.system!r}" if self.system else "")] if self.chat else []
+        return f"{self.kind}: {'; '.join(said)}"
 
 
 @dataclass(frozen=True)

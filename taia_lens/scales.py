@@ -125,6 +125,10 @@ def _same_weights(made: Mapping[str, Any], model: Loaded) -> bool:
 def save_scales(out: str | Path, scales: Scales) -> Path:
     """Write a folder, whole or not at all.
 
+    Args:
+        out: The folder; must not exist. `load_scales` reads it, and `load_pair` takes it as `tuned`.
+        scales: What it will hold.
+
     Raises:
         ResultError: It exists, or cannot be written.
     """

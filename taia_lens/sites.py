@@ -22,12 +22,14 @@ class Component:
         name: The word used in recipes, on the command line and in results.
         hook: TransformerLens's hook name, `{layer}` to be filled in; None where there is no activation to patch.
         modules: Attributes of a block (or of the model) under which the component's weights live; empty: no weights.
+        words: What it is called in a sentence.
         dims: Names of the activation's dims.
     """
 
     name: str
     hook: str | None
     modules: tuple[str, ...]
+    words: str
     dims: tuple[str, ...] = ("batch", "pos", "d_model")
 
     @property
@@ -37,19 +39,20 @@ class Component:
 
 _ROWS = (
     # The residual entering block 0 is the embedding on every architecture: token plus position, scaled (Gemma) or not.
-    Component("embed", "blocks.0.hook_resid_pre", ("embed", "pos_embed")),
-    Component("attn", "blocks.{layer}.hook_attn_out", ("attn",)),
-    Component("mlp", "blocks.{layer}.hook_mlp_out", ("mlp",)),
-    Component("head", "blocks.{layer}.attn.hook_z", (), ("batch", "pos", "head", "d_head")),
-    Component("resid", "blocks.{layer}.hook_resid_post", ()),
-    Component("norms", None, ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")),
-    Component("unembed", None, ("unembed",)),
+    Component("embed", "blocks.0.hook_resid_pre", ("embed", "pos_embed"), "the embedding"),
+    Component("attn", "blocks.{layer}.hook_attn_out", ("attn",), "attention"),
+    Component("mlp", "blocks.{layer}.hook_mlp_out", ("mlp",), "the FFN"),
+    Component("head", "blocks.{layer}.attn.hook_z", (), "a head", ("batch", "pos", "head", "d_head")),
+    Component("resid", "blocks.{layer}.hook_resid_post", (), "the residual stream"),
+    Component("norms", None, ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final"), "the norms"),
+    Component("unembed", None, ("unembed",), "the unembedding"),
 )
 COMPONENTS: dict[str, Component] = {row.name: row for row in _ROWS}
 PATCHABLE: tuple[str, ...] = ("attn", "mlp", "head", "resid")
 GRAFTABLE: tuple[str, ...] = tuple(row.name for row in _ROWS if row.modules)
 
 RESID_PRE = "blocks.{layer}.hook_resid_pre"
+PATTERN = "blocks.{layer}.attn.hook_pattern"
 
 
 @dataclass(frozen=True, order=True)
@@ -86,6 +89,20 @@ class Site:
         if hook is None:
             raise SiteError(f"{self} has weights but no activation to patch; patch one of {', '.join(PATCHABLE)}")
         return hook.format(layer=self.layer)
+
+    @property
+    def words(self) -> str:
+        """What the activation here is called in a sentence.
+
+        >>> Site("head", 3, 5).words
+        'the output (z) of head 5 in layer 3'
+        """
+        what = component(self.component).words
+        if self.layer is None:
+            return what
+        if self.component == "resid":
+            return f"{what} after layer {self.layer}"
+        return f"the output {f'(z) of head {self.head}' if self.head is not None else f'of {what}'} in layer {self.layer}"
 
     def __str__(self) -> str:
         if self.layer is None:

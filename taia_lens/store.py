@@ -91,6 +91,9 @@ def key_of(what: Mapping[str, Any]) -> str:
 def open_store(path: str | Path) -> Iterator[CellStore]:
     """Open a store, or begin one.
 
+    Args:
+        path: The SQLite file; what studies take as `store` finds finished cells in it and puts new ones there.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "cells.sqlite") as store:
     ...     store.put({"recipe": "base"}, Cell({"accuracy": np.ones(3)}))

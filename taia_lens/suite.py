@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from taia_lens.errors import SuiteError
+from taia_lens.html import Html, card, inline, paragraph, table
 from taia_lens.rows import DOMAIN_NAMES, DOMAINS, KINDS, Row, Task, read_row, read_task
 
 __all__ = ["DOMAINS", "DOMAIN_NAMES", "KINDS", "Row", "Suite", "Task", "load_suite", "make_suite", "save_suite"]
 
 
 _NEXT = Task()
+SHOWN = 3  # rows of each domain in the HTML repr
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,27 @@ class Suite:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def _counts(self) -> str:
+        return ", ".join(f"{sum(row.domain == d for row in self.rows)} {d}" for d in self.domains)
+
+    def __repr__(self) -> str:
+        return f"Suite({self.name}: {self._counts}; task {self.task.kind})"
+
+    def _repr_html_(self) -> Html:
+        shown = [row for d in self.domains for row in [row for row in self.rows if row.domain == d][:SHOWN]]
+        answers = [row.answer or "-" for row in shown]
+        wrong = [", ".join(c for c in row.choices if c != row.answer) or row.contrast or "" for row in shown]
+        heads, columns = (
+            ["id", "domain", "prompt", "answer"],
+            [[r.id for r in shown], [r.domain for r in shown], [r.prompt for r in shown], answers],
+        )
+        if any(wrong):
+            heads, columns = [*heads, "wrong answers"], [*columns, wrong]
+        asked = paragraph("task ", inline(self.task.words), f"; n = {len(self)}: {self._counts}")
+        few = f"the first {SHOWN} of each domain" if len(shown) < len(self) else ""
+        return card(f"Suite {self.name}", asked, table(heads, list(zip(*columns, strict=True)), texts=(2,), caption=few))
 
     def limit(self, n: int, *, seed: int = 0) -> Suite:
         """At most `n` rows of each domain, drawn with `seed`, in their own order.
@@ -107,6 +130,10 @@ def load_suite(path: str | Path, *, domain: str | None = None) -> Suite:
 def save_suite(suite: Suite, path: str | Path) -> None:
     """Write a suite as JSONL that `load_suite` reads back equal (but for the name, which is the file's): whole or not at all.
 
+    Args:
+        suite: What is written.
+        path: The file; must not exist.
+
     Raises:
         SuiteError: The file exists, or cannot be written.
     """
@@ -143,6 +170,12 @@ def make_suite(name: str, rows: Sequence[dict[str, Any]], *, task: Task = _NEXT,
     >>> suite = make_suite("capitals", [{"prompt": "France:", "answer": " Paris", "domain": "ood"}])
     >>> suite.rows[0].id, suite.domains
     ('0', ('ood',))
+
+    Args:
+        name: What results and figures call it.
+        rows: Each with a prompt, a domain, and what the task needs besides: an answer, or choices and a label.
+        task: What is asked of the model; by default to predict the next token.
+        made: Where the rows come from, kept with every result.
 
     Raises:
         SuiteError: No rows, or a row that cannot be used.

@@ -203,7 +203,7 @@ def test_it_is_drawn_and_tabled_and_comes_back_from_disk(pair: Pair, tmp_path: P
     results.save(found, tmp_path / "a.nc")
     xr.testing.assert_identical(results.load(tmp_path / "a.nc"), found)
     figure = plots.anatomy_figure(found)
-    assert [trace.type for trace in figure.data] == ["heatmap"] * 4 and "share of its squared norm: " in figure.layout.title.text
+    assert [trace.type for trace in figure.data] == ["heatmap"] * 4 and "share of its squared norm: " in figure.layout.title.subtitle.text
     inside = found.effective_rank.notnull() & (found.layer >= 0)
     assert np.isfinite(np.array(figure.data[1].z, dtype=float)).sum() == int(inside.sum())
     console = Console(width=140, file=io.StringIO())

@@ -14,7 +14,7 @@ import taia_lens as tl
 from taia_lens.cli import app
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-STUDIES = ("patch", "attribute", "compare", "layers", "heads", "transfer", "steer", "anatomy", "drift")
+STUDIES = ("patch", "attribute", "compare", "layers", "heads", "transfer", "steer", "anatomy", "drift", "lens", "attention")
 
 
 def commands_in(text: str) -> list[list[str]]:

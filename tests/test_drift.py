@@ -193,7 +193,8 @@ def test_it_is_drawn_and_tabled_and_comes_back_from_disk(found: xr.Dataset, tmp_
     summary = summaries.drift_summary(loaded)
     figure = plots.drift_figure(summary)
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
-    assert names == ["base and vanilla", "base and TAIA", "vanilla and TAIA", "prompts shuffled", "base", "vanilla", "TAIA"]
+    cka = [f"CKA {what}" for what in ("base and vanilla", "base and TAIA", "vanilla and TAIA")]
+    assert names == [*cka, "res(X) base", "res(X) vanilla", "res(X) TAIA", "CKA prompts shuffled"]
     console = Console(width=80, file=io.StringIO())
     for table in tables.drift_tables(summary):
         console.print(table)
@@ -207,7 +208,7 @@ def test_it_is_drawn_and_tabled_and_comes_back_from_disk(found: xr.Dataset, tmp_
 
 def test_a_suites_name_is_text_and_not_markup(llama: Pair, suite: Suite) -> None:
     summary = summaries.drift_summary(drift(llama, Suite("<b>[red]x", suite.rows), norms="base", embed="base"))
-    assert plots.drift_figure(summary).layout.annotations[0].text.startswith("&lt;b&gt;[red]x")
+    assert "&lt;b&gt;[red]x" in plots.drift_figure(summary).layout.title.subtitle.text
     console = Console(width=100, file=io.StringIO())
     console.print(tables.drift_tables(summary)[0])
     assert "<b>[red]x" in console.file.getvalue()

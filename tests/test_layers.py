@@ -327,3 +327,22 @@ def test_a_shapley_value_is_told_apart_only_if_its_orders_agree_too(found: xr.Da
     sure = found.copy(deep=True)
     sure["pairs"] = 0 * sure.pairs + sure.pairs.mean("pair") * (1 + 1e-6 * sure.pair)
     assert float(summaries.layers_summary(sure).shapley_p.min()) <= float(summary.shapley_p.min()) < 0.2
+    # And so must the difference between the domains.
+    assert (one.shift_shapley_q.fillna(1) == 1).all()
+    assert float(summaries.layers_summary(noisy).shift_shapley_p.min()) > 0.3
+    over_examples = float(summaries.layers_summary(sure).shift_shapley_p.min())
+    assert over_examples <= float(summary.shift_shapley_p.min())
+    cell = summaries.layers_summary(sure).sel(shift_metric="logprob")
+    np.testing.assert_allclose(cell.shift_shapley, summary.shift_shapley.sel(shift_metric="logprob"))
+
+
+def test_finer_parts_are_summed_up_by_component(lora: Pair, suite: Suite) -> None:
+    result = layers(lora, suite, unit="projection", views=["shapley"], metrics=["logprob"], sampling=SMALL)
+    summary = summaries.layers_summary(result)
+    own = [str(part).startswith("mlp.") for part in result.part.values]
+    want = result.shapley.sel(metric="logprob").isel(part=own).sum("part").isel(example=(result.domain == "ood").values)
+    cell = summary.sel(group="words|ood|logprob", component="mlp")
+    np.testing.assert_allclose(cell.component_shapley, want.mean("example"))
+    assert (cell.component_shapley_low <= cell.component_shapley).all() and (cell.component_shapley <= cell.component_shapley_high).all()
+    np.testing.assert_allclose(summary.component_shapley.sum("component"), summary.shapley.sum("part"))
+    assert "component_shapley" not in summaries.layers_summary(layers(lora, suite, views=["shapley"], metrics=["logprob"], sampling=SMALL))

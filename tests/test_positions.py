@@ -110,7 +110,7 @@ def test_heads_and_positions_have_a_dim_each(llama: Pair, suite: Suite) -> None:
     last = patch(llama, few, component="head", layers=1, heads="0,2", positions="last", metrics=["logprob"])
     np.testing.assert_allclose(every.patched.sel(pos=-1), last.patched, atol=CLOSE)
     figure = plots.patch_figure(results.summary(every))
-    assert list(figure.data[0].y) == ["L1.h0", "L1.h2"]
+    assert list(figure.data[0].x) == ["L1.h0", "L1.h2"]
 
 
 def test_an_interrupted_map_goes_on_from_the_store(llama: Pair, suite: Suite, tmp_path: Path) -> None:
@@ -211,13 +211,13 @@ def test_a_map_is_drawn_for_each_component_and_domain(found: dict[str, xr.Datase
     figure = plots.patch_figure(summary)
     assert len(figure.data) == 4
     for trace, (component, domain) in zip(figure.data, [(c, d) for c in ("attn", "mlp") for d in ("id", "ood")], strict=True):
-        want = summary.effect.sel(component=component, domain=domain, metric="logprob").transpose("layer", "pos")
+        want = summary.effect.sel(component=component, domain=domain, metric="logprob").transpose("pos", "layer")
         np.testing.assert_array_equal(trace.z, want)
-        assert list(trace.x) == [str(p) for p in range(-9, 0)] and list(trace.y) == ["0", "2"]
-        assert trace.zmin == -trace.zmax  # white is no effect
-    assert "each position by itself, counted from the end" in figure.layout.title.text
-    assert "dot: its 95% paired bootstrap interval holds 0" in figure.layout.title.text
-    assert "-1 predicts the answer" in figure.layout.xaxis3.title.text
+        assert list(trace.y) == [str(p) for p in range(-9, 0)] and list(trace.x) == ["0", "2"]
+    assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax  # white is no effect
+    assert "each position by itself, counted from the end" in figure.layout.title.text.replace("<br>", " ")
+    assert "dot: not told apart from 0 after correction" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "-1 predicts the answer" in figure.layout.yaxis.title.text and figure.layout.yaxis.autorange == "reversed"
 
 
 def test_one_prompts_tokens_are_its_labels(llama: Pair) -> None:
@@ -225,14 +225,14 @@ def test_one_prompts_tokens_are_its_labels(llama: Pair) -> None:
     result = patch(llama, one, component="mlp", positions="each", metrics=["logprob"])
     assert result.token.values.tolist() == ["w1", "w2", "w1"]
     figure = plots.patch_figure(results.summary(result))
-    assert list(figure.data[0].x) == ["0 w1", "1 w2", "2 w1"] and list(figure.data[0].y) == [str(i) for i in range(N_LAYERS)]
-    assert "no intervals: one prompt has no spread" in figure.layout.title.text
+    assert list(figure.data[0].y) == ["0 w1", "1 w2", "2 w1"] and list(figure.data[0].x) == [str(i) for i in range(N_LAYERS)]
+    assert "no intervals and no tests: one prompt has no spread" in figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
 def test_a_token_is_text_and_not_markup(llama: Pair) -> None:
     one = make_suite("one", [{"prompt": "w1 w2", "answer": " w4", "domain": "id"}])
     result = patch(llama, one, component="mlp", positions="each", metrics=["logprob"]).assign_coords(token=("pos", ["<b>", "\n"]))
-    assert list(plots.patch_figure(results.summary(result)).data[0].x) == ["0 &lt;b&gt;", "1 &#x27;\\n&#x27;"]
+    assert list(plots.patch_figure(results.summary(result)).data[0].y) == ["0 &lt;b&gt;", "1 &#x27;\\n&#x27;"]
 
 
 # What is asked

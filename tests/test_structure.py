@@ -14,16 +14,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taia_lens"
 
 # Lowest first; a module imports from levels below its own only.
 LEVELS: list[set[str]] = [
-    {"errors"},
+    {"errors", "html"},
     {"sites", "metric_names", "stats", "answers"},
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
     {"readers", "batch", "loaded", "results", "store"},
     {"pair", "scales", "examples", "positions"},
-    {"grafting"},
+    {"grafting", "prompts"},
     {"engine", "players", "plots", "summaries", "tables"},
-    {"check", "metrics"},
-    {"evaluation"},
+    {"check", "metrics", "cell_examples", "shown", "report"},
+    {"evaluation", "explorer"},
     {"scoring"},
     {"lofit"},
     {"rankers"},
@@ -36,6 +36,7 @@ LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 LIGHT = (
     "errors",
     "answers",
+    "html",
     "sites",
     "metric_names",
     "recipe",
@@ -48,6 +49,10 @@ LIGHT = (
     "plots",
     "tables",
     "summaries",
+    "cell_examples",
+    "explorer",
+    "shown",
+    "report",
 )
 HEAVY = {"torch", "transformers", "transformer_lens", "peft", "safetensors"}
 

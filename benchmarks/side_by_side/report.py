@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +42,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """What of this package was measured; `-dirty` where files differ from that commit."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
@@ -55,6 +63,7 @@ def record(outcome: Outcome, *, model: str, title: str, sweep: str, words: str, 
         "words": words,
         "batch": batch,
         "date": datetime.date.today().isoformat(),
+        "commit": commit(),
         "machine": where,
         "recipes": outcome.recipes,
         "work": outcome.work,
@@ -123,14 +132,15 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def brief(records: Sequence[Record]) -> str:
-    """Seconds on a CPU, for the project's README: the peers that have several forms in their fastest."""
+    """For the project's README, on a CPU: this package's seconds, and how many times as long the others take, each in its fastest form."""
     forms = {"TransformerLens": "TransformerLens", "nnsight": "nnsight", "pyvene": "pyvene", "by hand": "a loop by hand"}
-    rows = [["", "sweep", OURS, *forms.values(), "limit"]]
+    rows = [["", "sweep", f"{OURS}, s", *forms.values(), "the limit"]]
     for one in (one for _, group in _grouped(records, lambda one: (one["model"],)) for one in group):
         if one["machine"]["device"] == "cpu":
-            times = {name: [m for n in one["contenders"] if n.startswith(name) and (m := median(one, n))] for name in forms}
-            cells = ["" if not found else _number(min(found)) for found in times.values()]
-            rows.append([one["title"].partition(" (")[0], one["words"], _number(median(one, OURS) or 0.0), *cells, _number(limit(one))])
+            times = {name: [r for n in one["contenders"] if n.startswith(name) and (r := ratio(one, n, OURS))] for name in forms}
+            cells = ["" if not found else f"{min(found):.1f}x" for found in times.values()]
+            ours = _number(median(one, OURS) or 0.0)
+            rows.append([one["title"].partition(" (")[0], one["words"], ours, *cells, f"{1 / (to_limit(one, OURS) or 1.0):.1f}x"])
     return "\n".join(_table(rows)) + "\n"
 
 
@@ -146,7 +156,8 @@ def _said(where: Record, date: str, group: Sequence[Record]) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in where["versions"].items())
     rounds = len(group[0]["plain_seconds"])
     torch_is = f"{where['threads']} torch threads, {where['device']}, {where['dtype']}"
-    return f"{date}, {where['name']}, {where['cores']} cores, {torch_is}; {versions}. Medians of {rounds} rounds."
+    commits = ", ".join(dict.fromkeys(one.get("commit", "unknown") for one in group))
+    return f"{date}, {where['name']}, {where['cores']} cores, {torch_is}; {versions}, at commit {commits}. Medians of {rounds} rounds."
 
 
 def _names(group: Sequence[Record]) -> list[str]:

@@ -107,9 +107,9 @@ def patch(
 
 
 def _report(folder: Path, result: xr.Dataset, meta: dict[str, Any], as_json: bool) -> None:
-    from taia_lens import plots, results, tables
+    from taia_lens import plots, results, summaries, tables
 
-    summary = results.summary(result)
+    summary = summaries.patch_summary(result)
     figure = plots.patch_figure(summary)
     shown = common.console()
     print_summary(shown, summary)  # before writing: a disk that is full must not cost the numbers

@@ -37,7 +37,11 @@ def demo_suite(name: str = "routing") -> Suite:
 
 
 def demo_pair(*, device: str = "cpu") -> Pair:
-    """The demo's base and its tuned version, loaded and checked."""
+    """The demo's base and its tuned version, loaded and checked.
+
+    Args:
+        device: Where they go: `cpu`, `cuda`, or `auto`, which takes a GPU where there is one.
+    """
     from taia_lens.loading import load_pair
 
     return load_pair(BASE, TUNED, device=device)

@@ -179,7 +179,7 @@ def pretrain(folder: Path, world: World, recipe: Pretraining, *, device: str = "
     model = new_model(world, recipe).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
     start, losses = load_state_(folder, model, optimizer, _record(world, recipe))
-    bar = tqdm(pretraining_batches(world, recipe, start), total=recipe.steps, initial=start, desc="pretrain")
+    bar = tqdm(pretraining_batches(world, recipe, start), total=recipe.steps, initial=start, desc="pretrain", disable=None)
     for step, tokens in enumerate(bar, start):
         tokens = tokens.to(device)
         labels = tokens.masked_fill(tokens == PAD, -100)
@@ -231,7 +231,7 @@ def tune(base: Path, folder: Path, world: World, recipe: Tuning, *, device: str 
     rng = np.random.default_rng([recipe.seed, 3])
     text = (routing_tuning if recipe.skill == "routing" else truth_tuning)(world, recipe.batch * recipe.steps, rng)
     data = [([BOS, *(ids[w] for w in prompt.split())], ids[answer]) for prompt, answer in text]
-    bar = tqdm(by_length(data, recipe.batch, rng), desc=f"tune {recipe.skill}, {recipe.train}, seed {recipe.seed}")
+    bar = tqdm(by_length(data, recipe.batch, rng), desc=f"tune {recipe.skill}, {recipe.train}, seed {recipe.seed}", disable=None)
     for step, chunk in enumerate(bar):
         tokens = pad([[*row, answer] for row, answer in chunk], PAD).to(device)
         labels = pad([[-100] * len(row) + [answer] for row, answer in chunk], -100).to(device)

@@ -36,7 +36,15 @@ def load_one(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """Load one model by itself; arguments as of `load_pair`.
+    """Load one model by itself.
+
+    Args:
+        source: A local folder, a Hub id, a transformers model, or a TransformerLens model, which is left as it is.
+        tokenizer: Needed only where the source brings none.
+        device: Where a model from a folder goes: `auto` takes a GPU where there is one.
+        dtype: Of a model from a folder; `auto` keeps the checkpoint's own.
+        allow_pickle: Also read weights from .bin files, which can run code when opened.
+        trust_remote_code: Also run modelling code that comes with a checkpoint.
 
     Raises:
         PairError: It cannot be loaded, is an adapter, or brings no tokenizer and none is given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def with_adapter(model: PreTrainedModel, where: str | Path, config: Path) -> Any
                 f"the adapter {where} is of type {peft_config.peft_type}; only LORA adapters (DoRA, rsLoRA among them) can be merged"
             )
         peft_config.base_model_name_or_path = None  # else peft warns that it puts its own idea of the name there
-        peft_model = get_peft_model(model, peft_config).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name that it is about to drop
+            peft_model = get_peft_model(model, peft_config).eval()
         result = set_peft_model_state_dict(peft_model, weights)
     except PairError:
         raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import html
-
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from taia_lens.plots.patching import COLOURS, patch_figure
+from taia_lens.errors import ResultError
+from taia_lens.plots.look import COLOURS, framed, shown
+from taia_lens.plots.patching import patch_figure
+from taia_lens.plots.stacks import models, plain
 
-_WORDS = {"strong": "strongest", "random": "drawn at random"}
-_MARKS = {"strong": (COLOURS["mlp"], "circle"), "random": (COLOURS["attn"], "diamond")}
+# Why a site was patched really -> words, symbol. Colours say what kind of site it is.
+_WHY = {"strong": ("strongest", "circle"), "random": ("drawn at random", "diamond-open")}
 
 
 def attribution_figure(summary: xr.Dataset) -> go.Figure:
@@ -22,10 +24,8 @@ def attribution_figure(summary: xr.Dataset) -> go.Figure:
     Raises:
         ResultError: The summary holds no site.
     """
-    figure = patch_figure(summary)
-    how = "integrated" if summary.attrs["steps"] else "first-order"
-    figure.layout.title.text = f"Attribution: {figure.layout.title.text}".replace("<sup>", f"<sup>{how} estimate; ", 1)
-    return figure
+    how = f"estimate by integrated gradients, {summary.attrs['steps']} steps" if summary.attrs["steps"] else "first-order estimate"
+    return patch_figure(summary, lead="Attribution: ", notes=[how])
 
 
 def check_figure(summary: xr.Dataset) -> go.Figure:
@@ -33,31 +33,56 @@ def check_figure(summary: xr.Dataset) -> go.Figure:
 
     Args:
         summary: What `summaries.attribution_summary` returned, with sites that were patched really.
+
+    Raises:
+        ResultError: No site was patched really.
     """
+    if not summary.sizes.get("check", 0):
+        raise ResultError("no site was patched really, so there is nothing to hold the estimate against; attribute with check=4")
     figure = go.Figure()
     said, found = summary.check_attributed.values, summary.check_patched.values
-    low, high = min(said.min(), found.min(), 0.0), max(said.max(), found.max(), 0.0)
-    room = 0.08 * (high - low) or 1e-12
-    ends = [low - room, high + room]
+    known = np.concatenate([said, found, [0.0]])
+    known = known[np.isfinite(known)]
+    room = 0.08 * float(known.max() - known.min()) or 1e-12
+    ends = [float(known.min()) - room, float(known.max()) + room]
     line = {"dash": "dot", "width": 1, "color": COLOURS["base"]}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, name="no error", hoverinfo="skip")
-    for why, (colour, symbol) in _MARKS.items():
+    for why, (words, symbol) in _WHY.items():
         part = summary.isel(check=summary.chosen.values == why)
+        sites = part.check.values.tolist()
         figure.add_scatter(
             x=part.check_patched.values,
             y=part.check_attributed.values,
-            text=part.check.values,
+            text=[shown(site) for site in sites],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 9},
-            name=_WORDS[why],
+            marker={"color": [_colour(site) for site in sites], "symbol": symbol, "size": 9},
+            name=words,
             hovertemplate="%{text}<br>patched %{x:+.4g}, attributed %{y:+.4g}<extra></extra>",
+            meta={"at": {}, "points": plain("check", part.check.values)},
         )
-    metric, unit = str(summary.metric.values[0]), str(summary.unit.values[0])
+    metric, unit = shown(summary.metric.values[0], 30), str(summary.unit.values[0])
     whole = summary.sel(among="all")
-    note = f"off by {float(whole.off):.0%} of what patching does; r = {float(whole.correlation):.2f} over sites"
-    title = f"Attribution against patching, {html.escape(str(summary.attrs['suite']))}<br><sup>{note}; means over all prompts</sup>"
-    figure.update_layout(template="simple_white", title={"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 15}})
-    figure.update_layout(width=640, height=560, margin={"t": 95})
-    figure.update_xaxes(title_text=f"patched really: effect on {metric} ({unit})", range=ends)
-    figure.update_yaxes(title_text=f"attributed ({unit})", range=ends)
-    return figure
+    figure.update_xaxes(title_text=f"patched really: effect on {metric} ({unit})", title_font_size=12, range=ends, nticks=7)
+    figure.update_yaxes(title_text=f"attributed ({unit})", title_font_size=12, range=ends, nticks=7)
+    notes = [
+        models(summary.attrs),
+        f"suite {shown(summary.attrs['suite'], 40)}; means over all prompts; {int(whole.n_sites)} sites",
+        f"off by {float(whole.off):.0%} of what patching does; r = {float(whole.correlation):.2f} over sites",
+        f"colours: {', '.join(_kinds(summary))}",
+    ]
+    return framed(figure, "Attribution against patching", notes, inside=340, legend=3)
+
+
+def _kind(site: str) -> str:
+    """`L3.mlp` -> mlp, `L3.h5` -> head."""
+    name = site.partition(".")[2].partition("@")[0].strip()
+    return name if name in COLOURS else "head"
+
+
+def _colour(site: str) -> str:
+    return COLOURS[_kind(site)]
+
+
+def _kinds(summary: xr.Dataset) -> list[str]:
+    words = {"attn": "attn blue", "mlp": "mlp vermilion", "resid": "resid green", "head": "heads pink"}
+    return list(dict.fromkeys(words[_kind(site)] for site in summary.check.values.tolist()))

@@ -2,95 +2,129 @@
 
 from __future__ import annotations
 
-import html
 import math
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from taia_lens.plots.anatomy import SEQUENTIAL
-from taia_lens.plots.maps import DIVERGING
-from taia_lens.plots.patching import COLOURS
+from taia_lens.errors import ResultError
+from taia_lens.plots.look import COLOURS, DIVERGING, NOTHING, SEQUENTIAL, framed, shown, unsure
+from taia_lens.plots.stacks import Stack, add_missing, downwards, limit, models, plain, step, ticks, to_the_left
 
-ACROSS = 4  # maps in a row
-BETWEEN = 110  # pixels between two rows of maps: an axis with its title, and the next map's
-CLEAR = "rgba(0,0,0,0)"
+LEAST, MOST, LAYER = 110, 480, 15  # pixels of a map's height, and of a layer of it
+CELL, NARROW = 30, 10  # pixels of a row of a matrix, and columns that leave room for numbers
+NARROWER = "; numbers are in the hover"
+_NAME = 18  # characters of a ranker's name beside a matrix
 
 
 def head_maps_figure(summary: xr.Dataset) -> go.Figure:
-    """A map a ranker: every head's score by layer, its top K outlined, and how many of them lie in each layer.
+    """A map a ranker, one below the other: every head's score, its top K outlined, and beside it how many of them each layer has.
 
     Args:
-        summary: What `summaries.heads_summary` returned.
+        summary: What `summaries.heads_summary` or `summaries.selection_summary` returned.
+
+    Raises:
+        ResultError: There is no ranker, layer or head.
     """
+    if 0 in summary.score.shape:
+        raise ResultError("the result ranks no head; there is nothing to draw")
     names, n_layers = summary.ranker.values.tolist(), summary.sizes["layer"]
-    across = min(ACROSS, len(names))
-    rows = math.ceil(len(names) / across)
-    titles = [part for i in range(rows * across) for part in ((_title(summary, names[i]), "") if i < len(names) else ("", ""))]
-    inside = rows * max(160, 14 * n_layers) + (rows - 1) * BETWEEN
-    figure = make_subplots(
-        rows,
-        2 * across,
-        subplot_titles=titles,
-        column_widths=[0.72, 0.28] * across,
-        horizontal_spacing=0.018,
-        vertical_spacing=BETWEEN / inside,
-    )
-    most = max(float(summary.per_layer.max()), 1.0)
-    for i, name in enumerate(names):
-        row, col = i // across + 1, 2 * (i % across) + 1
-        _add_map(figure, summary.sel(ranker=name), row, col)
-        _add_margin(figure, summary.sel(ranker=name), most, row, col + 1)
-        figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=max(1, n_layers // 8), row=row, col=col)
-        figure.update_yaxes(range=[-0.5, n_layers - 0.5], showticklabels=False, row=row, col=col + 1)
-    figure.update_yaxes(title_text="layer", col=1)
+    stack = Stack((min(max(LEAST, LAYER * n_layers), MOST),) * len(names), 104)
+    titles = [part for name in names for part in (_title(summary.sel(ranker=name)), "")]
+    figure = stack.figure(2, subplot_titles=titles, column_widths=[0.76, 0.24], horizontal_spacing=0.03)
+    to_the_left(figure)
+    most = max(limit(summary.per_layer.values), 1.0)
+    for row, name in enumerate(names, 1):
+        one = summary.sel(ranker=name).transpose("layer", "head", ...)
+        _add_map(figure, one, row, min(280 / summary.sizes["head"], stack.heights[0] / n_layers))
+        _add_margin(figure, one, most, row)
+        axis = {"range": _range(one.layer.values), "tick0": 0, "dtick": step(n_layers, stack.heights[0] // 22), "zeroline": False}
+        figure.update_yaxes(axis, title_text="layer", row=row, col=1)
+        figure.update_yaxes(axis, showticklabels=False, row=row, col=2)
     k, n = summary.attrs["k"], summary.attrs["n_heads"]
     seeds = len(summary.attrs["seeds"])
     over = "" if seeds == 1 else f" in at least one of {seeds} seeds (thick: in all)"
-    note = f"outlined: top {k} of {n}{over}; bars: how many of them in each layer; colours from each ranker's least to its largest score"
-    return _laid_out(figure, "Which heads each ranker chooses", note, 200 + inside)
+    notes = [
+        models(summary.attrs),
+        f"outlined: top {k} of {n} heads{over}; bars: how many of them in each layer",
+        "dark to light: from the least to the largest score; where scores have both signs, white is 0; grey: no score",
+    ]
+    title = "Which heads each ranker chooses" if len(names) > 1 else f"Which heads {shown(names[0], 24)} chooses"
+    return framed(figure, title, notes, inside=stack.inside, below=52, panels=2)
 
 
-def _title(summary: xr.Dataset, name: str) -> str:
-    return f"{html.escape(name)}<br><sup>{html.escape(str(summary.score_unit.sel(ranker=name).item()))}</sup>"
+def _title(one: xr.Dataset) -> str:
+    score = one.score.values
+    known = score[np.isfinite(score)]
+    ends = f"{known.min():.3g} to {known.max():.3g}" if known.size else "no score"
+    return f'{shown(one.ranker.item(), 40)}<br><span style="font-size:11px">{shown(one.score_unit.item(), 32)}: {ends}</span>'
 
 
-def _add_map(figure: go.Figure, one: xr.Dataset, row: int, col: int) -> None:
-    cells = one.transpose("layer", "head", ...)
-    chosen, se = cells.chosen.values, cells.se.values
+def _add_map(figure: go.Figure, one: xr.Dataset, row: int, cell: float) -> None:
+    """A ranker's map; `cell`: pixels of a cell's shorter side where the figure is narrow."""
+    score, chosen, se = one.score.values, one.chosen.values, one.se.values
+    signed = bool((score < 0).any())
+    scale = {"zmin": -limit(score), "zmax": limit(score), "colorscale": DIVERGING} if signed else {"colorscale": SEQUENTIAL}
+    spread = [["" if math.isnan(e) else f" ± {e:.2g}" for e in line] for line in se.tolist()]
+    hovers = [[f"{e}<br>in the top K in {c:.0%} of seeds" for e, c in zip(*line, strict=True)] for line in zip(spread, chosen, strict=True)]
+    heads, layers = one["head"].values.tolist(), one.layer.values.tolist()
+    add_missing(figure, score, heads, layers, row, 1)
     figure.add_heatmap(
-        x=cells["head"].values,
-        y=cells.layer.values,
-        z=cells.score.values,
-        colorscale=SEQUENTIAL,
+        x=heads,
+        y=layers,
+        z=score,
         showscale=False,
-        customdata=np.stack([np.where(np.isnan(se), "", np.char.mod(" ± %.2g", se)), np.char.mod("%.3g", 100 * chosen)], axis=-1),
-        hovertemplate="L%{y}.h%{x}: %{z:.4g}%{customdata[0]}<br>in the top K in %{customdata[1]}% of seeds<extra></extra>",
+        customdata=hovers,
+        hoverongaps=False,
+        hovertemplate="L%{y}.h%{x}: %{z:.4g}%{customdata}<extra></extra>",
+        meta={
+            "at": {"ranker": str(one.ranker.item())},
+            "rows": plain("layer", one.layer.values),
+            "columns": plain("head", one["head"].values),
+        },
         row=row,
-        col=col,
+        col=1,
+        **scale,
     )
-    for layer, head in np.argwhere(chosen > 0):
-        line = {"color": COLOURS["mlp"], "width": 3 if chosen[layer, head] == 1 else 1.5}
-        corners = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-        figure.add_shape(type="rect", line=line, fillcolor=CLEAR, opacity=1, row=row, col=col, **corners)
-    n = cells.sizes["head"]
-    figure.update_xaxes(title_text="head", range=[-0.5, n - 0.5], dtick=max(1, n // 4), row=row, col=col)
+    thick = min(3.0, max(1.0, cell / 5))  # so that a frame does not hide what it is around
+    for cells, width in (((chosen > 0) & (chosen < 1), thick / 2), (chosen == 1, thick)):
+        if cells.any():
+            figure.add_trace(_outlines([(layers[i], heads[j]) for i, j in np.argwhere(cells)], width), row=row, col=1)
+    axis = {"range": _range(one["head"].values), "tick0": 0, "dtick": step(len(heads), 10), "zeroline": False}
+    figure.update_xaxes(axis, title_text="head", row=row, col=1)
 
 
-def _add_margin(figure: go.Figure, one: xr.Dataset, most: float, row: int, col: int) -> None:
+def _range(places: np.ndarray) -> list[float]:
+    return [float(places.min()) - 0.5, float(places.max()) + 0.5]
+
+
+def _outlines(cells: list[tuple[int, int]], width: float) -> go.Scatter:
+    """Frames around some cells (layer, head), as one line with gaps: hundreds of shapes would be slow."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for layer, head in cells:
+        x += [head - 0.5, head + 0.5, head + 0.5, head - 0.5, head - 0.5, None]
+        y += [layer - 0.5, layer - 0.5, layer + 0.5, layer + 0.5, layer - 0.5, None]
+    return go.Scatter(
+        x=x, y=y, mode="lines", line={"color": COLOURS["head"], "width": width}, cliponaxis=False, hoverinfo="skip", showlegend=False
+    )
+
+
+def _add_margin(figure: go.Figure, one: xr.Dataset, most: float, row: int) -> None:
     figure.add_bar(
         x=one.per_layer.values,
         y=one.layer.values,
         orientation="h",
-        marker={"color": COLOURS["mlp"]},
+        marker={"color": COLOURS["head"]},
         showlegend=False,
         hovertemplate="layer %{y}: %{x:.3g} of the top K<extra></extra>",
+        meta={"at": {"ranker": str(one.ranker.item())}, "points": plain("layer", one.layer.values)},
         row=row,
-        col=col,
+        col=2,
     )
-    figure.update_xaxes(range=[0, most * 1.05], dtick=max(1, math.ceil(most / 2)), row=row, col=col)
+    figure.update_xaxes(title_text="in the top", range=[0, most * 1.05], dtick=max(1, math.ceil(most / 2)), row=row, col=2)
 
 
 def agreement_figure(summary: xr.Dataset) -> go.Figure:
@@ -98,47 +132,67 @@ def agreement_figure(summary: xr.Dataset) -> go.Figure:
 
     Args:
         summary: What `summaries.heads_summary` returned.
+
+    Raises:
+        ResultError: There is no ranker.
     """
-    k, chance = summary.attrs["k"], float(summary.chance)
-    titles = (f"shared share of the top {k}", "Kendall's tau over all heads")
-    figure = make_subplots(1, 2, column_titles=titles, shared_yaxes=True, horizontal_spacing=0.12)
-    _add_matrix(figure, summary, "overlap", {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL}, 1)
-    _add_matrix(figure, summary, "tau", {"zmin": -1, "zmax": 1, "colorscale": DIVERGING}, 2)
-    figure.update_yaxes(autorange="reversed")
-    note = f"on the diagonal: between seeds of one ranker; chance shares {chance:.0%}; *: beyond chance after correction"
-    return _laid_out(figure, "How far rankers agree", note, 240 + 44 * summary.sizes["ranker"])
+    names, k, chance = summary.ranker.values.tolist(), summary.attrs["k"], float(summary.chance)
+    if not names:
+        raise ResultError("the result holds no ranker; there is nothing to draw")
+    below = 28 + 5 * max(min(len(name), _NAME) for name in names)  # labels stand aslant
+    stack = Stack((max(90, CELL * len(names)),) * 2, below + 30)
+    titles = (f"share of the top {k} in common, %", "Kendall's tau over all heads")
+    figure = stack.figure(subplot_titles=titles)
+    to_the_left(figure)
+    share = {"zmin": 0, "zmax": 100, "colorscale": SEQUENTIAL}
+    _add_matrix(figure, summary, 100 * summary.overlap.values, "overlap", share, stack, 1)
+    _add_matrix(figure, summary, summary.tau.values, "tau", {"zmin": -1, "zmax": 1, "colorscale": DIVERGING}, stack, 2)
+    notes = [
+        models(summary.attrs),
+        f"on the diagonal: between seeds of one ranker, grey where it draws nothing; chance shares {chance:.0%}",
+        "dot: not beyond chance (hypergeometric, 5% after Benjamini-Hochberg)" + NARROWER * (len(names) > NARROW),
+    ]
+    figure.update_layout(plot_bgcolor=NOTHING)
+    return framed(figure, "How far rankers agree", notes, inside=stack.inside, below=below, panels=1)
 
 
-def _add_matrix(figure: go.Figure, summary: xr.Dataset, name: str, colours: dict, col: int) -> None:
-    names = [html.escape(text) for text in summary.ranker.values.tolist()]
-    cells = summary[name].values
-    stars = np.where(np.nan_to_num(summary.overlap_q.values, nan=1.0) <= 0.05, "*", "") if name == "overlap" else np.full(cells.shape, "")
-    number = "{:.0%}{}" if name == "overlap" else "{:+.2f}{}"
-    text = [["" if np.isnan(v) else number.format(v, s) for v, s in zip(*pair, strict=True)] for pair in zip(cells, stars, strict=True)]
+def _add_matrix(
+    figure: go.Figure, summary: xr.Dataset, cells: np.ndarray, name: str, colours: dict[str, Any], stack: Stack, row: int
+) -> None:
+    names = summary.ranker.values.tolist()
+    is_share = name == "overlap"
+    marks = unsure(summary.overlap_q.values) if is_share else np.full(cells.shape, "")
+    number = "{:.0f}{}" if is_share else "{:+.2f}{}"
+    fits = len(names) <= NARROW
+    text = [
+        ["" if np.isnan(v) else number.format(v, s) if fits else s for v, s in zip(*line, strict=True)]
+        for line in zip(cells, marks, strict=True)
+    ]
+    hovers = [[_hover(summary.isel(ranker=i, other=j), is_share) for j in range(len(names))] for i in range(len(names))]
     figure.add_heatmap(
-        x=names,
-        y=names,
         z=cells,
         text=text,
         texttemplate="%{text}",
+        textfont={"size": 11 if len(names) <= 8 else 9},
         xgap=1,
         ygap=1,
+        customdata=hovers,
         hoverongaps=False,
-        hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
-        colorbar={"x": 0.445 if col == 1 else 1.01, "thickness": 12},
-        row=1,
-        col=col,
+        hovertemplate="%{customdata}<extra></extra>",
+        colorbar=stack.bar(row),
+        meta={"at": {}, "rows": plain("ranker", summary.ranker.values), "columns": plain("other", summary.other.values)},
+        row=row,
+        col=1,
         **colours,
     )
+    labels = ticks([shown(text, _NAME) for text in names])
+    figure.update_xaxes(labels, tickangle=-40, tickfont_size=12 if fits else 10, row=row, col=1)
+    figure.update_yaxes(downwards(labels), row=row, col=1)
 
 
-def _laid_out(figure: go.Figure, title: str, note: str, height: int) -> go.Figure:
-    text = f"{title}<br><sup>{note}</sup>"
-    figure.update_layout(
-        template="simple_white",
-        title={"text": text, "x": 0.02, "xanchor": "left", "font": {"size": 15}},
-        height=height,
-        margin={"t": 120},
-    )
-    figure.update_annotations(font_size=13)
-    return figure
+def _hover(cell: xr.Dataset, is_share: bool) -> str:
+    names = f"{shown(cell.ranker.item())} and {shown(cell.other.item())}"
+    if not is_share:
+        return f"{names}<br>tau {float(cell.tau):+.3f}, mean over seeds"
+    ends = f"over seeds {float(cell.overlap_least):.0%} to {float(cell.overlap_most):.0%}"
+    return f"{names}<br>share {float(cell.overlap):.0%}, {ends}<br>q = {float(cell.overlap_q):.2g}; chance {float(cell.chance):.0%}"

@@ -1,22 +1,27 @@
-"""The map of a patching study: the effect by layer and head, or by layer and position; one panel a domain and component."""
+"""The map of a patching study: the effect by layer and head, or by position and site; one panel a domain and component.
+
+Positions go down and layers across, so that a prompt is read along its tokens whatever their length, script and number.
+"""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from taia_lens.plots.layout import WIDE, Row, panels
+from taia_lens.plots.look import DIVERGING, NOTHING, framed, shades, shown, unsure
 from taia_lens.suite import DOMAIN_NAMES
 
-DIVERGING = "RdBu_r"
-NOTHING = "#d9d9d9"
-"""Behind a map of positions: a place that no prompt has is grey, an effect of zero is white."""
-TICKS = 60  # more labels than that are not readable: plotly leaves some out
-_READ = ("effect", "effect_low", "effect_high", "recovered", "recovered_low", "recovered_high", "defined", "n")
+__all__ = ["DIVERGING", "NOTHING", "hover_text", "is_map", "line_height", "map_figure"]
+
+TALL = 1300  # pixels of a map of many positions, so that each has its token beside it
+TOKEN = 18  # letters of a token that are shown beside its line; all of it when pointed at
+_READ = ("effect", "effect_low", "effect_high", "effect_q", "recovered", "recovered_low", "recovered_high", "defined", "n")
 
 
 def is_map(summary: xr.Dataset) -> bool:
@@ -24,123 +29,150 @@ def is_map(summary: xr.Dataset) -> bool:
     return "pos" in summary.dims or ("head" in summary.dims and max(summary.sizes["head"], summary.sizes["layer"]) > 1)
 
 
-def map_note(summary: xr.Dataset) -> str:
-    """What a map's marks mean."""
-    metric = f"effect on {summary.metric.values[0]}, the first metric"
-    if not np.isfinite(summary.effect_low).any():
-        return f"{metric}; no intervals: one prompt has no spread"
-    alone = " or there is none, of one prompt" if bool((summary.n == 1).any()) else ""
-    grey = "; grey: no prompt is that long" if bool((summary.n == 0).any()) else ""
-    return f"{metric}; dot: its 95% paired bootstrap interval holds 0{alone}{grey}"
+def line_height(lines: int, most: int = 640) -> int:
+    """Pixels of one of so many lines of a map: room for a label where they are few, about `most` in all where they are many."""
+    return max(5, min(16, most // max(lines, 1)))
 
 
-def map_figure(summary: xr.Dataset) -> go.Figure:
-    """The effect on the first metric, in colours that are white at zero; dots where the interval holds 0."""
-    metric = str(summary.metric.values[0])
-    part = summary.sel(metric=metric)
-    components, domains = part.component.values.tolist(), part.domain.values.tolist()
-    figure = make_subplots(
-        len(components),
-        len(domains),
-        column_titles=[DOMAIN_NAMES[d] for d in domains],
-        row_titles=components if len(components) > 1 else None,
-        horizontal_spacing=0.08,
-        vertical_spacing=0.06,
-        shared_xaxes=True,
-        shared_yaxes=True,
-    )
+def map_figure(summary: xr.Dataset, title: str, notes: Sequence[str]) -> go.Figure:
+    """The effect on the first metric that changes anywhere; white at zero, a dot where it is not told apart from 0 after correction.
+
+    Args:
+        summary: What `summaries.patch_summary` returned; `is_map` holds of it.
+        title: Of the figure.
+        notes: Below the title.
+    """
+    part = summary.isel(metric=_chosen(summary))
+    cells = {(c, d): _read(part, c, d) for c in part.component.values.tolist() for d in part.domain.values.tolist()}
+    shape = next(iter(cells.values())).numbers["effect"].shape
+    rows = _rows(part, shape[1])
+    each = line_height(shape[0], TALL if "pos" in part.dims else 640)
+    height = each * shape[0] + 8
+    figure, inside = panels([Row(height, titles) for _, titles in rows], len(rows[0][0]))
+    for row, (places, _) in enumerate(rows, 1):
+        for column, place in enumerate(places, 1):
+            _add_map(figure, cells[place], row, column, gap=int(shape[1] <= WIDE and each > 8))
+    figure.update_layout(plot_bgcolor=NOTHING)
+    figure.update_xaxes(type="category", row=len(rows), title_text=_across(part), tickfont={"size": 10})
+    figure.update_yaxes(type="category", tickfont={"size": 10})
+    down = "pos" in part.dims
+    figure.update_yaxes(title_text=_down(part) if down else "layer", autorange="reversed" if down else True, col=1)
     sure = part.effect.where(part.n > 1) if bool((part.n > 1).any()) else part.effect  # one long prompt shall not set the scale
-    limit = max(float(np.abs(sure).max()), 1e-12)
-    scale = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING}
-    scale["colorbar"] = {"title": {"text": f"effect on<br>{metric}<br>({part.unit.values})"}}
-    for row, component in enumerate(components, 1):
-        for col, domain in enumerate(domains, 1):
-            cells = _read(part.sel(component=component, domain=domain))
-            _add_map(figure, cells, scale | {"showscale": row == col == 1}, row, col)
-    figure.update_xaxes(type="category", nticks=TICKS)
-    figure.update_yaxes(type="category")
-    figure.update_xaxes(title_text=_across(part), row=len(components))
-    figure.update_yaxes(title_text="layer and head" if {"pos", "head"} <= set(part.dims) else "layer", col=1)
-    lines = min(part.sizes["layer"] * (part.sizes["head"] if {"pos", "head"} <= set(part.dims) else 1), 64)
-    figure.update_layout(height=200 + (140 + 22 * lines) * len(components), margin={"t": 95})
-    if "pos" in part.dims:
-        figure.update_layout(plot_bgcolor=NOTHING)
-    return figure
+    scale = shades(f"effect on {part.metric.item()} ({part.unit.item()})", sure.values)
+    lines = max(title.count("<br>") + 1 for title in rows[0][1])
+    said = [*notes, _note(part, str(summary.metric.values[0]))]
+    return framed(figure, title, said, inside=inside, below=70, panels=lines, scales=[scale])
+
+
+def _rows(part: xr.Dataset, across: int) -> list[tuple[list[tuple[str, str]], tuple[str, ...]]]:
+    """What stands in each row of panels, (component, domain), and the panels' titles; wide maps stand below each other."""
+    components, domains = part.component.values.tolist(), part.domain.values.tolist()
+    places = [[(c, d) for d in domains] for c in components]
+    if across > WIDE:
+        places = [[place] for row in places for place in row]
+
+    def title(component: str, domain: str) -> str:
+        lines = [f"{DOMAIN_NAMES[domain]}, n = {int(part.n.sel(domain=domain).max())}"]
+        return "<br>".join(([component] if len(components) > 1 else []) + lines)
+
+    return [(row, tuple(title(*place) for place in row)) for row in places]
+
+
+def _chosen(summary: xr.Dataset) -> int:
+    """The first metric that any site changes: of one prompt, an accuracy hardly ever does."""
+    changes = (np.abs(summary.effect) > 0).any([dim for dim in summary.effect.dims if dim != "metric"]).values
+    return int(changes.argmax())
+
+
+def _note(part: xr.Dataset, first: str) -> str:
+    """What the map's marks mean."""
+    metric = f"effect on {part.metric.item()}, " + ("the first metric" if part.metric == first else f"since {first} changes nowhere")
+    grey = "; grey: no prompt is that long" if bool((part.n == 0).any()) else ""
+    if not bool((part.n > 1).any()):
+        return f"{metric}; no intervals and no tests: one prompt has no spread{grey}"
+    alone = ", or of one prompt" if bool((part.n == 1).any()) else ""
+    return f"{metric}; dot: not told apart from 0 after correction (q > 0.05, Benjamini-Hochberg over a domain's sites){alone}{grey}"
 
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """A panel's numbers, (line, column), by name, and what its lines and columns are called."""
+    """A panel's numbers, (line, column), by name; what its lines and columns are called, and which cells of the result they are."""
 
     numbers: dict[str, np.ndarray]
     lines: list[str]
     columns: list[str]
+    meta: dict[str, Any]
+    hovers: list[str]
 
 
-def _read(part: xr.Dataset) -> _Cells:
-    across = "pos" if "pos" in part.dims else "head"
-    lines = ("layer", "head") if across == "pos" and "head" in part.dims else ("layer",)
-    template = part.effect.transpose(*lines, across)
-    arrays = {name: part[name].broadcast_like(template).transpose(*lines, across).values.astype(float) for name in _READ}
-    layers = part.layer.values.tolist()
-    named = [f"L{layer}.h{head}" for layer in layers for head in part["head"].values.tolist()] if len(lines) == 2 else map(str, layers)
-    flat = {name: array.reshape(-1, array.shape[-1]) for name, array in arrays.items()}
+def _read(part: xr.Dataset, component: str, domain: str) -> _Cells:
+    cells = part.sel(component=component, domain=domain)
+    at = {"metric": str(part.metric.item()), "component": component, "domain": domain}
+    down = "pos" if "pos" in cells.dims else "layer"
+    across = [dim for dim in ("layer", "head") if dim in cells.dims and dim != down]
+    template = cells.effect.transpose(down, *across)
+    arrays = {name: cells[name].broadcast_like(template).transpose(down, *across).values.astype(float) for name in _READ}
+    numbers = {name: array.reshape(len(array), -1) for name, array in arrays.items()}
+    lines = [{down: value} for value in cells[down].values.tolist()]
+    columns: list[dict[str, int]] = [{}]
+    for dim in across:
+        columns = [column | {dim: value} for column in columns for value in cells[dim].values.tolist()]
+    tokens = cells.token.values.tolist() if "token" in cells.coords else [""] * len(lines)
     # As text: layers, heads and positions that were not patched get no place on the axes.
-    return _Cells(flat, list(named), _columns(part, across))
+    named = ["L{layer}.h{head}".format(**c) if len(c) == 2 else str(*c.values()) for c in columns]
+    labels = [_label(line[down], str(token)) for line, token in zip(lines, tokens, strict=True)]
+    full = [f"{down} {line[down]}" + (f", token {shown(token, 60)}" if token else "") for line, token in zip(lines, tokens, strict=True)]
+    return _Cells(numbers, labels, named, {"at": at, "rows": lines, "columns": columns}, full)
 
 
-def _columns(part: xr.Dataset, across: str) -> list[str]:
-    """What the columns are called: a position with the token that stands there, where it is the same in every prompt."""
-    numbers = [str(i) for i in part[across].values.tolist()]
-    if across != "pos" or "token" not in part.coords:
-        return numbers
-    return [f"{i} {_token(str(token))}" if token else i for i, token in zip(numbers, part.token.values.tolist(), strict=True)]
-
-
-def _token(text: str) -> str:
-    """A token on one line, blanks that are all of it made visible, and no markup."""
-    return html.escape(text.strip() or repr(text)).replace("\n", "\\n")
+def _label(number: int, token: str) -> str:
+    """A layer or a position, with the token that stands there where it is the same in every prompt."""
+    # A blank that is all of the token is made visible, and so is a new line.
+    return f"{number} {shown((token if token.strip() else repr(token)).replace(chr(10), chr(92) + 'n'), TOKEN)}" if token else str(number)
 
 
 def _across(part: xr.Dataset) -> str:
     if "pos" not in part.dims:
         return "head"
-    return "position" if (part.pos >= 0).all() else "position from the end: -1 predicts the answer"
+    return "layer and head" if "head" in part.dims else "layer"
 
 
-def _add_map(figure: go.Figure, cells: _Cells, scale: dict, row: int, col: int) -> None:
+def _down(part: xr.Dataset) -> str:
+    return "position" if (part.pos >= 0).all() else "position from the end<br>(-1 predicts the answer)"
+
+
+def _add_map(figure: go.Figure, cells: _Cells, row: int, column: int, *, gap: int) -> None:
     numbers = cells.numbers
-    unsure = (numbers["effect_low"] <= 0) & (numbers["effect_high"] >= 0)
-    if np.isfinite(numbers["effect_low"]).any():
-        unsure |= numbers["n"] == 1
+    marks = np.where(numbers["n"] > 0, unsure(numbers["effect_q"]), "") if (numbers["n"] > 1).any() else np.full(numbers["n"].shape, "")
     shape = numbers["effect"].shape
     hovers = [[_hover({name: float(array[i, j]) for name, array in numbers.items()}) for j in range(shape[1])] for i in range(shape[0])]
+    word = "" if len(cells.meta["columns"][0]) == 2 else f"{next(iter(cells.meta['columns'][0]))} "
     figure.add_heatmap(
         x=cells.columns,
         y=cells.lines,
         z=numbers["effect"],
-        xgap=1,
-        ygap=1,
-        customdata=hovers,
-        text=np.where(unsure, "·", ""),
+        xgap=gap,
+        ygap=gap,
+        customdata=[[f"{cells.hovers[i]}, {word}{cells.columns[j]}<br>{hovers[i][j]}" for j in range(shape[1])] for i in range(shape[0])],
+        text=marks,
         texttemplate="%{text}",
-        textfont={"size": 18},
-        hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
+        hovertemplate="%{customdata}<extra></extra>",
+        coloraxis="coloraxis",
+        meta=cells.meta,
         row=row,
-        col=col,
-        **scale,
+        col=column,
     )
 
 
 def _hover(cell: dict[str, float]) -> str:
-    if cell["n"] == 0:
-        return "no prompt has this position"
-    return f"{hover_text(cell)}<br>n = {int(cell['n'])}"
+    return hover_text(cell) if cell["n"] else "no prompt has this position"
 
 
 def hover_text(cell: dict[str, float]) -> str:
-    """The effect, and the recovered fraction where there is one, with their intervals."""
-    text = f"effect {cell['effect']:+.4g} [{cell['effect_low']:+.4g}, {cell['effect_high']:+.4g}]"
+    """The effect with its interval and q, the recovered fraction where there is one, and n."""
+    text = f"effect {cell['effect']:+.4g} [{cell['effect_low']:+.4g}, {cell['effect_high']:+.4g}], q = {cell['effect_q']:.2g}"
     if cell["defined"]:
-        return text + f"<br>recovered {cell['recovered']:.0%} [{cell['recovered_low']:.0%}, {cell['recovered_high']:.0%}]"
-    return text + "<br>recovered: undefined (donor - host is within noise)"
+        text += f"<br>recovered {cell['recovered']:.0%} [{cell['recovered_low']:.0%}, {cell['recovered_high']:.0%}]"
+    else:
+        text += "<br>recovered: undefined (donor - host is within noise)"
+    return f"{text}<br>n = {int(cell['n'])}"

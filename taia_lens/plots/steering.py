@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
-
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from taia_lens.plots.patching import COLOURS
-from taia_lens.suite import DOMAIN_NAMES
+from taia_lens.errors import ResultError
+from taia_lens.plots.look import ALPHA, COLOURS, framed, shown
+from taia_lens.plots.stacks import TITLE_ROW, Panels, Stack, at, axis_title, models, plain
 
-ARMS = (COLOURS["tuned"], COLOURS["mlp"], COLOURS["head"], COLOURS["resid"])
-ABOVE, BELOW, INSIDE = 120, 120, 320
+DASHES = ("dash", "dashdot", "longdash", "dot")
+HEIGHT = 240
 
 
 def steering_figure(summary: xr.Dataset) -> go.Figure:
@@ -20,74 +19,90 @@ def steering_figure(summary: xr.Dataset) -> go.Figure:
 
     Args:
         summary: What `summaries.steering_summary` returned.
+
+    Raises:
+        ResultError: There is no group, direction or alpha.
     """
-    n = summary.sizes["group"]
-    titles = [_panel(summary.isel(group=i)) for i in range(n)]
-    figure = make_subplots(1, n, column_titles=titles, horizontal_spacing=0.06)
-    for col in range(1, n + 1):
-        group = summary.isel(group=col - 1)
-        for i in range(summary.sizes["direction"]):
-            _add_line(figure, group.isel(direction=i), i, col)
-        for i in range(summary.sizes.get("arm", 0)):
-            _add_arm(figure, group.isel(arm=i), i, col)
-        down = "" if int(group.better) > 0 else ", smaller is better"
-        figure.update_yaxes(title_text=f"{group.metric.item()} ({group.unit.item()}{down})", row=1, col=col)
-    figure.update_xaxes(title_text="alpha (standard deviations)")
-    note = "bars, and bands of further scales: 95% intervals; star: alpha chosen on other rows; grey: random directions"
-    title = f"Steering {html.escape(str(summary.attrs['model']).rstrip('/').rpartition('/')[2])}<br><sup>{note}</sup>"
-    figure.update_layout(
-        template="simple_white",
-        title={"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 15}},
-        height=ABOVE + BELOW + INSIDE,
-        legend={"orientation": "h", "y": -70 / INSIDE, "yanchor": "top"},  # 70 pixels below the axis, its title between
-        margin={"t": ABOVE, "b": BELOW},
-    )
-    figure.update_annotations(font_size=13)
-    return figure
+    if 0 in (summary.sizes["direction"], summary.sizes["alpha"]):
+        raise ResultError("the result holds no direction or no alpha; there is nothing to draw")
+    panels = Panels.of(summary)
+    stack = Stack((HEIGHT,) * panels.rows, 56 + panels.lines * TITLE_ROW)
+    titles = [title for line in panels.titles(summary) for title in line]
+    figure = stack.figure(len(panels.columns), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.06)
+    n_arms = summary.sizes.get("arm", 0)
+    for g, (row, col) in enumerate(panels.places):
+        group = summary.isel(group=g)
+        for i in reversed(range(summary.sizes["direction"])):
+            _add_line(figure, group.isel(direction=i), i, row, col, first=g == 0)
+        for i in range(n_arms):
+            _add_arm(figure, group.isel(arm=i), i, row, col, first=g == 0)
+        if panels.leads((row, col)):
+            figure.update_yaxes(title_text=axis_title(group), title_font_size=12, showticklabels=True, row=row, col=col)
+    figure.update_xaxes(title_text="alpha (standard deviations)", title_font_size=12, nticks=6)
+    panels.clear(figure)
+    notes = [
+        f"{models(summary.attrs)}; {panels.note}".removeprefix("; "),
+        f"method {shown(summary.attrs['method'])}; star: alpha chosen on other rows; bars and shading: 95% intervals over prompts",
+        "open: not told apart from the model itself, alpha 0 (5% after Benjamini-Hochberg)",
+    ]
+    legend = min(summary.sizes["direction"], 2) + n_arms
+    return framed(figure, "Steering along a direction", notes, inside=stack.inside, below=56, legend=legend, panels=panels.lines)
 
 
-def _panel(group: xr.Dataset) -> str:
-    return f"{html.escape(str(group.suite.item()))}<br>{DOMAIN_NAMES[str(group.domain.item())]}, n = {int(group.n)}"
-
-
-def _add_line(figure: go.Figure, line: xr.Dataset, i: int, col: int) -> None:
-    value, alpha = line.value.values, line.alpha.values
+def _add_line(figure: go.Figure, line: xr.Dataset, i: int, row: int, col: int, *, first: bool) -> None:
+    value, alpha, name = line.value.values, line.alpha.values, str(line.direction.item())
     ends = {"type": "data", "symmetric": False, "array": line.high.values - value, "arrayminus": value - line.low.values, "thickness": 1}
-    fitted, chosen = i == 0, alpha == float(line.chosen)
+    fitted, chosen, sure = i == 0, alpha == float(line.chosen), line.q.values <= ALPHA
     figure.add_scatter(
         x=alpha,
         y=value,
         mode="lines+markers",
-        line={"color": COLOURS["attn"] if fitted else COLOURS["base"], "width": 2 if fitted else 1, "dash": "solid" if fitted else "dot"},
-        marker={"size": [13 if c else 5 for c in chosen], "symbol": ["star" if c else "circle" for c in chosen]},
+        line={
+            "color": COLOURS["head"] if fitted else COLOURS["control"],
+            "width": 2 if fitted else 1,
+            "dash": "solid" if fitted else "dot",
+        },
+        marker={
+            "size": [13 if c else 6 for c in chosen],
+            "symbol": [("star" if c else "circle") + ("" if s else "-open") for c, s in zip(chosen, sure, strict=True)],
+        },
         error_y=ends | {"visible": fitted},
-        name=str(line.direction.item()) if fitted else "random direction",
-        legendgroup=str(i > 0),
-        showlegend=col == 1 and i < 2,
-        customdata=list(zip(line.low.values, line.high.values, line["diff"].values, line.q.values, strict=True)),
-        hovertemplate=f"{line.direction.item()}, alpha %{{x:g}}: %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
-        "<br>- base: %{customdata[2]:+.4g}, q = %{customdata[3]:.2g}<extra></extra>",
-        row=1,
+        name=shown(name, 20) if fitted else "random direction",
+        legendgroup="fitted" if fitted else "random",
+        showlegend=first and i < 2,
+        customdata=[_hover(line.isel(alpha=j), "") for j in range(len(alpha))],
+        hovertemplate="%{customdata}<extra></extra>",
+        meta={"at": at(line) | {"direction": name}, "points": plain("alpha", alpha)},
+        row=row,
         col=col,
     )
 
 
-def _add_arm(figure: go.Figure, arm: xr.Dataset, i: int, col: int) -> None:
+def _hover(cell: xr.Dataset, prefix: str) -> str:
+    value, low, high, difference, q = (float(cell[f"{prefix}{name}"]) for name in ("value", "low", "high", "diff", "q"))
+    where = shown(cell.arm.item()) if prefix else f"{shown(cell.direction.item())}, alpha {float(cell.alpha):g}"
+    apart = "" if np.isnan(difference) else f"<br>- alpha 0: {difference:+.4g}, q = {q:.2g}"
+    return f"{where}: {value:.4g} [{low:.4g}, {high:.4g}], n = {int(cell.n)}{apart}"
+
+
+def _add_arm(figure: go.Figure, arm: xr.Dataset, i: int, row: int, col: int, *, first: bool) -> None:
     """A line across with its interval as a band."""
-    colour, ends = ARMS[i % len(ARMS)], [float(arm.alpha.min()), float(arm.alpha.max())]
-    value, low, high = (float(arm[f"arm_{name}"]) for name in ("value", "low", "high"))
-    name = html.escape(str(arm.arm.item()))
+    name, colour = str(arm.arm.item()), COLOURS["tuned"]
+    ends = [float(arm.alpha.min()), float(arm.alpha.max())]
+    value, low, high = (float(arm[f"arm_{end}"]) for end in ("value", "low", "high"))
     figure.add_scatter(
         x=ends,
         y=[value, value],
         mode="lines",
-        line={"color": colour, "dash": "dash"},
-        name=f"{name} ({int(arm.arm_numbers)} numbers)",
-        legendgroup=f"arm {name}",
-        showlegend=col == 1,
-        hovertemplate=f"{name}: {value:.4g} [{low:.4g}, {high:.4g}]<br>- base: {float(arm.arm_diff):+.4g}, q = {float(arm.arm_q):.2g}"
-        "<extra></extra>",
-        row=1,
+        line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 1.5},
+        name=f"{shown(name, 14)} ({int(arm.arm_numbers)} numbers)",
+        legendgroup=f"arm {i}",
+        showlegend=first,
+        customdata=[_hover(arm, "arm_")] * 2,
+        hovertemplate="%{customdata}<extra></extra>",
+        meta={"at": at(arm) | {"arm": name}, "points": [{}, {}]},
+        row=row,
         col=col,
     )
-    figure.add_hrect(y0=low, y1=high, fillcolor=colour, opacity=0.12, line_width=0, row=1, col=col)
+    if np.isfinite([low, high]).all():
+        figure.add_hrect(y0=low, y1=high, fillcolor=colour, opacity=0.08, line_width=0, row=row, col=col)

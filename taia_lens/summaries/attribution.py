@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from taia_lens import results
+from taia_lens.summaries.patching import patch_summary
 
 AMONG = ("strong", "random", "all")
 
@@ -17,12 +17,12 @@ def attribution_summary(result: xr.Dataset) -> xr.Dataset:
         result: What `studies.attribution.attribution` returned.
 
     Returns:
-        What `results.summary` gives, `effect` being the attribution. Where sites were patched really: `check_attributed` and
+        What `patch_summary` gives, `effect` being the attribution. Where sites were patched really: `check_attributed` and
         `check_patched` (check), the mean change that was said of each and the one found; and by `among` (the strongest sites, those
         drawn at random, all): `off`, the mean error of a site's mean over the mean size of what was found; `correlation` over
         sites' means, `correlation_prompts` over sites and prompts, NaN where nothing varies; `n_sites`.
     """
-    summary = results.summary(result)
+    summary = patch_summary(result)
     if "check" not in result.dims:
         return summary
     names = ("check_attributed", "check_patched")

@@ -115,6 +115,9 @@ def sentences(summary: xr.Dataset) -> list[str]:
     """What the numbers support and no more: a sentence a group.
 
     A recipe is above or below another where the adjusted p is at most 0.05; else the two are not told apart.
+
+    Args:
+        summary: What `grid_summary` returned.
     """
     return [_sentence(summary.isel(group=i)) for i in range(summary.sizes["group"])]
 

@@ -18,6 +18,9 @@ def heads_sentences(summary: xr.Dataset) -> list[str]:
     """A sentence a group and check, then how far the rankers agree, then the bridge to TAIA where there is a pair.
 
     One is said to beat another where the adjusted p is at most 0.05; else the two are not told apart.
+
+    Args:
+        summary: What `heads_summary` returned.
     """
     checks = [c for c in _CHECKS if c in summary.check.values]
     said = [_causal(summary.isel(group=i), check) for i in range(summary.sizes["group"]) for check in checks]

@@ -10,6 +10,7 @@ from taia_lens import stats
 from taia_lens.summaries.groups import Group, group_coords, groups
 
 VIEWS = ("alone", "last", "shapley")
+COMPONENTS = ("attn", "mlp")
 
 
 def layers_summary(result: xr.Dataset) -> xr.Dataset:
@@ -22,10 +23,11 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
         For each view that was run (`alone`, `last`, `shapley`): `VIEW`, `VIEW_low`, `VIEW_high`, `VIEW_p`, `VIEW_q` (group, layer,
         part): mean gain, 95% bootstrap interval over examples, sign-flip p and that p after Benjamini-Hochberg over the view's
         cells. `shapley_se`: the standard error that sampling permutations leaves, which the interval does not hold; `shapley_p` is
-        the larger of the two tests, over examples and over sampled orders.
+        the larger of the two tests, over examples and over sampled orders. Where parts are finer than attn and mlp:
+        `component_shapley`, `_low`, `_high` (group, layer, component), the sums over a layer's parts.
         `cumulated*` (group, direction, series, layer). `rest_VIEW` (group). `gap` (group): vanilla - base, with interval.
         `shift_VIEW`, with `_low`, `_high`, `_p`, `_q` (metric, layer, part): out-of-distribution gain minus in-domain gain, over
-        all suites, where both are there.
+        all suites, where both are there; its p, too, is the larger of the two tests for `shapley`.
     """
     seed = int(result.attrs["seed"])
     found = list(groups(result, "base"))
@@ -45,17 +47,43 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
     if "pairs" in result:
         by_part = ("group", "layer", "part")
         out["shapley_se"] = (by_part, np.stack([_standard_error(result, g) for g in found]))
-        out["shapley_p"] = (by_part, np.fmax(out.shapley_p.values, _sampling_p(out, result.sizes["pair"])))
+        orders = _sampling_p(out.shapley.values, out.shapley_se.values, result.sizes["pair"])
+        out["shapley_p"] = (by_part, np.fmax(out.shapley_p.values, orders))
         out["shapley_q"] = (by_part, stats.adjust(out.shapley_p.values))
+        if "shift_shapley" in out:
+            out = out.assign(_shift_orders(result, found, out))
+    if "shapley" in result and set(result.part.values.tolist()) != set(COMPONENTS):
+        out = out.merge(_by_component(result, found, seed))
     return out
 
 
-def _sampling_p(out: xr.Dataset, n_pairs: int) -> np.ndarray:
+def _by_component(result: xr.Dataset, found: list[Group], seed: int) -> xr.Dataset:
+    """Shapley values of finer parts, summed over each layer's parts of attention and of the FFN."""
+    of = np.array([component_of(str(part)) for part in result.part.values])
+    components = [name for name in COMPONENTS if name in of]
+    cells = [np.stack([_of(result, "shapley", g)[:, of == name].sum(1) for name in components], axis=1) for g in found]
+    ends = [stats.mean_interval(c, seed=seed) for c in cells]
+    data = {"component_shapley": np.stack([c.mean(-1) for c in cells])}
+    data |= {f"component_shapley_{name}": np.stack([e[i] for e in ends]) for i, name in enumerate(("low", "high"))}
+    return xr.Dataset({n: (("group", "layer", "component"), v) for n, v in data.items()}, {"component": components})
+
+
+def component_of(part: str) -> str:
+    """What a part belongs to: projections are named after it, and heads are attention's.
+
+    >>> component_of("mlp.down"), component_of("h3")
+    ('mlp', 'attn')
+    """
+    component = part.partition(".")[0]
+    return component if component in COMPONENTS else "attn"
+
+
+def _sampling_p(value: np.ndarray, se: np.ndarray, n_pairs: int) -> np.ndarray:
     """p of 0 against what sampled orders alone leave open: a t-test over the pairs of orders; 1 where one pair tells nothing.
 
     A Shapley value must be told apart from 0 both over examples and over orders, so the larger of the two counts.
     """
-    value, se = abs(out.shapley.values), out.shapley_se.values
+    value = abs(value)
     with np.errstate(divide="ignore", invalid="ignore"):
         p: np.ndarray = 2 * t.sf(value / se, max(1, n_pairs - 1))
     p = np.where(np.isnan(se), 1.0, np.where(se == 0, np.where(value > 0, 0.0, np.nan), p))
@@ -107,6 +135,22 @@ def _shift(result: xr.Dataset, view: str, seed: int) -> xr.Dataset:
     data = {f"shift_{view}{name}": np.stack(values) for name, values in found.items()}
     data[f"shift_{view}_q"] = stats.adjust(data[f"shift_{view}_p"])
     return xr.Dataset({n: (("shift_metric", "layer", "part"), v) for n, v in data.items()}, {"shift_metric": metrics})
+
+
+def _shift_orders(result: xr.Dataset, found: list[Group], out: xr.Dataset) -> xr.Dataset:
+    """The test of out-of-distribution minus in-domain Shapley values, over examples and over sampled orders: the larger p counts."""
+    p = []
+    for metric in out.shift_metric.values.tolist():
+        means = []
+        for domain in ("ood", "id"):
+            some = [g for g in found if g.metric == metric and g.domain == domain]
+            each = [result.pairs.sel(metric=metric, where=f"{g.suite}|{g.domain}").values for g in some]
+            means.append(np.average(each, axis=0, weights=[len(g.examples) for g in some]))
+        n = len(means[0])
+        se = np.std(means[0] - means[1], axis=0, ddof=1) / n**0.5 if n > 1 else np.full(means[0].shape[1:], np.nan)
+        p.append(_sampling_p(out.shift_shapley.sel(shift_metric=metric).values, se, n))
+    both = out.shift_shapley_p.copy(data=np.fmax(out.shift_shapley_p.values, np.stack(p)))
+    return xr.Dataset({"shift_shapley_p": both, "shift_shapley_q": both.copy(data=stats.adjust(both.values))})
 
 
 def _standard_error(result: xr.Dataset, group: Group) -> np.ndarray:

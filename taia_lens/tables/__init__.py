@@ -7,6 +7,7 @@ from taia_lens.tables.drift import drift_note, drift_records, drift_tables
 from taia_lens.tables.grid import effect_records, grid_records, grid_tables
 from taia_lens.tables.heads import heads_note, heads_records, heads_report, heads_tables
 from taia_lens.tables.layers import cumulated_tables, layers_note, layers_records, layers_report, layers_tables, shift_tables
+from taia_lens.tables.lens import lens_records, lens_table
 from taia_lens.tables.lofit_paper import lofit_paper_note, lofit_paper_records, lofit_paper_tables
 from taia_lens.tables.patching import FEW, cells, noise_line, patch_tables, records
 from taia_lens.tables.steering import steering_note, steering_records, steering_tables
@@ -38,6 +39,8 @@ __all__ = [
     "layers_records",
     "layers_report",
     "layers_tables",
+    "lens_records",
+    "lens_table",
     "lofit_paper_note",
     "lofit_paper_records",
     "lofit_paper_tables",

@@ -105,8 +105,8 @@ def select(
 ) -> None:
     """Score every attention head by how far learning moves a scale on its output (LoFiT's first step, arXiv 2406.01563).
 
-    Writes result.nc (norms, scales, every epoch) and meta.json into a run folder and prints its path. A run that is killed goes
-    on from its last finished epoch when the same command is run again.
+    Writes result.nc (norms, scales, every epoch), meta.json, figure.html (the norms) and training.html into a run folder and prints
+    its path. A run that is killed goes on from its last finished epoch when the same command is run again.
 
     Example: taia-lens lofit select --epochs 10 --batch-size 16
 
@@ -118,13 +118,19 @@ def select(
     suite, judge = asked.suites()
     folder = common.run_folder(out, "lofit-select")
     with _opened(asked, None if no_store else store) as (model, cells):
-        from taia_lens import lofit, results
+        from taia_lens import lofit, plots, results, summaries
 
         settings = asked.settings(lofit.select_settings(model.n_parameters), lr=lr, l1=l1)
         progress = sys.stderr.isatty()
         found = lofit.select(model, suite, validation=judge, settings=settings, store=cells, progress=progress)
     meta = common.meta(model, started=started, seed=seed) | {"suites": [common.suite_meta(suite, data)]}
-    results.write_run(folder, found, meta, {})
+    history = summaries.training_history({"selection": found.attrs["training"]}, model=model.name)
+    figures = {
+        "figure.html": plots.head_maps_figure(summaries.selection_summary(found, min(SHOWN, found.norm.size))),
+        "training.html": plots.training_figure(history),
+    }
+    writers = {name: lambda path, figure=figure: figure.write_html(path, include_plotlyjs=True) for name, figure in figures.items()}
+    results.write_run(folder, found, meta, writers)
     _show(found, lofit.top_heads(found.norm, min(SHOWN, found.norm.size)))
     _overlap(found.attrs["data"])
     if as_json:
