@@ -195,8 +195,9 @@ def _widgets(explorer: Explorer) -> Widgets:
     lists = {name: _list(ipywidgets, name, explorer) for name in names}
     examples = ipywidgets.HTML()
     row = ipywidgets.HBox([chosen for chosen in lists.values() if len(chosen.options) > 1], layout=ipywidgets.Layout(flex_flow="row wrap"))
-    figure = go.FigureWidget(explorer.figure)
-    figure._config = {**figure._config, "responsive": True}
+    # Out of its JSON: a map's arrays would be sent as lists, in which JSON has no NaN.
+    figure = go.FigureWidget(json.loads(explorer.figure.to_json()))
+    figure._config = {**figure._config, "responsive": True, "displayModeBar": False}  # which would stand on a narrow title
     found = Widgets(figure, _boxed(figure), lists, examples, _boxed(row, examples))
 
     def show(_: object = None) -> None:

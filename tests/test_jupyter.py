@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -254,6 +255,16 @@ def test_prompts_are_shown_as_text() -> None:
     assert "ما هي" in value and "法国" in value
 
 
+def test_a_cell_without_a_value_is_sent_as_json_can_say_it() -> None:
+    meta = {"at": {"component": "head", "domain": "ood", "head": 1}, "rows": [{}], "columns": [{"layer": 0}, {"layer": 1}]}
+    figure = go.Figure(go.Heatmap(z=np.array([[np.nan, 1.0]]), meta=meta))
+    live = explore(planted(heads=True), figure).widgets
+    json.dumps(live.figure.get_state("_widget_data"), allow_nan=False)
+    with pytest.raises(ValueError, match="Out of range float"):
+        json.dumps(go.FigureWidget(figure).get_state("_widget_data"), allow_nan=False)
+    assert live.cell["layer"] == 1
+
+
 def test_what_has_no_cells_is_refused_in_words() -> None:
     with pytest.raises(ResultError, match="no map of the study 'drift'; give a result of one of patch"):
         explore(planted().assign_attrs(study="drift"))
@@ -266,6 +277,14 @@ def test_a_cell_that_the_figure_lacks_is_said() -> None:
     live.lists["layer"].options = [*live.lists["layer"].options, ("7", 7)]
     live.lists["layer"].value = 7
     assert "no such cell" in live.examples.value
+
+
+def test_cells_that_name_fewer_dims_can_be_chosen_too() -> None:
+    """The map of the difference of two domains is of no domain."""
+    live = explore(planted()).widgets
+    assert [label for label, _ in live.lists["domain"].options] == ["ood", "id", "any"]
+    live.lists["domain"].value = dict(live.lists["domain"].options)["any"]
+    assert "domain" not in live.cell and "fixed 3, broke 1 of 8 examples" in live.examples.value
 
 
 # Completion and docstrings
@@ -284,6 +303,13 @@ def test_completion_offers_what_is_there(jedi: bool) -> None:
     assert not [name for name in offered("tl.pa") if not name.startswith("pa")]
     assert set(tl.__all__) <= offered("tl.") | {"TaiaLensError"}
     assert {"component=", "layers="} <= offered("tl.patch(")
+
+
+def test_editors_that_run_nothing_are_told_every_name() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    told = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(told) == sorted(tl.__all__)
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:

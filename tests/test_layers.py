@@ -329,7 +329,9 @@ def test_a_shapley_value_is_told_apart_only_if_its_orders_agree_too(found: xr.Da
     assert float(summaries.layers_summary(sure).shapley_p.min()) <= float(summary.shapley_p.min()) < 0.2
     # And so must the difference between the domains.
     assert (one.shift_shapley_q.fillna(1) == 1).all()
-    assert float(summaries.layers_summary(noisy).shift_shapley_p.min()) > 0.3
+    apart = found.copy(deep=True)
+    apart["pairs"] = apart.pairs + 100 * (-1.0) ** apart.pair * apart["where"].isin(["words|ood"])
+    assert float(summaries.layers_summary(apart).shift_shapley_p.min()) > 0.3
     over_examples = float(summaries.layers_summary(sure).shift_shapley_p.min())
     assert over_examples <= float(summary.shift_shapley_p.min())
     cell = summaries.layers_summary(sure).sel(shift_metric="logprob")

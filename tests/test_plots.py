@@ -227,7 +227,7 @@ def test_80_layers_of_64_heads_are_drawn(name: str, of: Of) -> None:
         summary = summary.assign_coords(part=[f"h{i}" for i in range(64)])
     figure = CASES[name].draw(summary)
     panels = sum(trace.type == "heatmap" for trace in figure.data) or 1
-    assert 200 < figure.layout.height < max(3000, 400 + 800 * panels) and columns(figure) <= 2
+    assert 200 < figure.layout.height < max(4000, 400 + 800 * panels) and columns(figure) <= 2
     wide = [trace for trace in figure.data if trace.type == "heatmap" and len(trace.x) > 40]
     assert not wide or columns(figure) == 1
     for where, line in lines(figure):

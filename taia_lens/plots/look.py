@@ -137,8 +137,10 @@ def framed(
     above = 22 + round(1.3 * (TITLE * _lines(head) + NOTE * _lines(foot) + LABEL * panels)) + 14
     under = below + (_LEGEND_ROW * -(-legend // 2) + 8 if legend else 0)
     under += _SCALE_ROW * len(scales)
+    height = above + inside + under
     for i, scale in enumerate(scales):
-        _add_scale(figure, i, scale, inside, below + _SCALE_ROW * i)
+        down = below + _SCALE_ROW * i
+        _add_scale(figure, i, scale, -down / inside, 1 - (above + inside + down + 18) / height)
     figure.update_layout(
         template="simple_white",
         title={
@@ -153,7 +155,7 @@ def framed(
             "yanchor": "top",
             "pad": {"t": 20, "l": 12},
         },
-        height=above + inside + under,
+        height=height,
         margin={"t": above, "b": under, "l": _SIDE, "r": _SIDE},
         showlegend=bool(legend),
         legend={"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom", "xanchor": "left"},
@@ -164,12 +166,15 @@ def framed(
     return figure
 
 
-def _add_scale(figure: go.Figure, i: int, scale: dict[str, Any], inside: int, down: int) -> None:
-    """A colour axis with its bar, so many pixels below the panels; the bar's own title would stand on it."""
+def _add_scale(figure: go.Figure, i: int, scale: dict[str, Any], words_at: float, bar_at: float) -> None:
+    """A colour axis with its bar below the panels, and its words above it: the bar's own title would stand on it.
+
+    The bar's place is in parts of the figure, since in parts of the panels plotly takes nothing below -2; an annotation has no such end.
+    """
     bar = scale["colorbar"] | {"title": None, "orientation": "h", "thickness": 10, "ypad": 0}
-    place = {"x": 0.5, "len": 0.9, "xref": "paper", "y": -(down + 18) / inside, "yref": "paper", "yanchor": "top"}
+    place = {"x": 0.5, "len": 0.9, "xref": "paper", "y": bar_at, "yref": "container", "yanchor": "top"}
     figure.update_layout({f"coloraxis{i + 1 if i else ''}": scale | {"colorbar": bar | place}})
-    words = {"text": scale["colorbar"]["title"]["text"], "x": 0.5, "xref": "paper", "y": -down / inside, "yref": "paper"}
+    words = {"text": scale["colorbar"]["title"]["text"], "x": 0.5, "xref": "paper", "y": words_at, "yref": "paper"}
     figure.add_annotation(words | {"xanchor": "center", "yanchor": "top", "showarrow": False})
 
 
