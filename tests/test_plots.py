@@ -94,7 +94,10 @@ CASES = {
     "compare": Case(plots.compare_figure, "grid", "value", ("group", "recipe")),
     "plane": Case(plots.plane_figure, "grid", "value", ("group", "recipe")),
 }
+EACH = [name for name in CASES if "," not in name] + ["patch, a point", "patch, curves", "patch, positions", "patch, one prompt"]
+"""Every figure, and every form of one that has texts of its own."""
 Of = Callable[[str], xr.Dataset]
+Drawn = Callable[[str], go.Figure]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,19 @@ def of(llama: Pair, suite: Suite) -> Of:
         if key not in known:
             known[key] = made(key, llama, suite)
         return known[key].copy(deep=True)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def drawn(of: Of) -> Drawn:
+    """A case's figure, drawn once; for looking only."""
+    known: dict[str, go.Figure] = {}
+
+    def get(name: str) -> go.Figure:
+        if name not in known:
+            known[name] = CASES[name].draw(of(name))
+        return known[name]
 
     return get
 
@@ -139,8 +155,8 @@ def number_of(summary: xr.Dataset, cell: dict[str, Any], shows: str) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_drawn_in_at_most_two_columns_and_no_line_is_too_long(name: str, of: Of) -> None:
-    figure = CASES[name].draw(of(name))
+def test_it_is_drawn_in_at_most_two_columns_and_no_line_is_too_long(name: str, drawn: Drawn) -> None:
+    figure = drawn(name)
     assert figure.data and 200 < figure.layout.height < 3000 and figure.layout.width is None
     assert 1 <= columns(figure) <= 2
     for where, line in lines(figure):
@@ -149,24 +165,21 @@ def test_it_is_drawn_in_at_most_two_columns_and_no_line_is_too_long(name: str, o
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_cell_says_which_one_it_is_and_has_its_number(name: str, of: Of) -> None:
-    summary, case = of(name), CASES[name]
-    traces = [trace for trace in case.draw(summary).data if trace.meta is not None]
+def test_every_cell_says_which_one_it_is_and_has_its_number(name: str, of: Of, drawn: Drawn) -> None:
+    summary, case, figure = of(name), CASES[name], drawn(name)
+    traces = [trace for trace in figure.data if trace.meta is not None]
     assert traces
     checked = 0
     for trace in traces:
         json.dumps(trace.meta, allow_nan=False)
-        drawn = drawn_as(trace, case)
-        assert len(cells(trace)) == len(drawn)
-        for cell, value in zip(cells(trace), drawn, strict=True):
+        numbers = drawn_as(trace, case)
+        assert len(cells(trace)) == len(numbers)
+        for cell, value in zip(cells(trace), numbers, strict=True):
             np.testing.assert_allclose(float(value), number_of(summary, cell, case.shows))
             checked += bool(np.isfinite(value))
     assert checked or name.startswith("recovered")
-    assert all(trace.hoverinfo == "skip" or "(host)" in trace.name or "(donor)" in trace.name for trace in set_of(case.draw(summary)))
-
-
-def set_of(figure: go.Figure) -> list[Any]:
-    return [trace for trace in figure.data if trace.meta is None]
+    others = [trace for trace in figure.data if trace.meta is None]
+    assert all(trace.hoverinfo == "skip" or "(host)" in trace.name or "(donor)" in trace.name for trace in others)
 
 
 def test_a_wrong_number_would_be_noticed(of: Of) -> None:
@@ -209,10 +222,9 @@ def test_one_layer_is_drawn(name: str, of: Of) -> None:
     assert figure.data and columns(figure) <= 2
 
 
-@pytest.mark.parametrize("domain", ["id", "ood"])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("plane", "patch, one prompt")])
-def test_one_domain_is_drawn(name: str, domain: str, of: Of) -> None:
-    summary = of(name)
+def test_one_domain_is_drawn(name: str, of: Of) -> None:
+    summary, domain = of(name), "ood"
     one = summary.sel(domain=[domain]) if "domain" in summary.dims else summary.isel(group=summary.domain.values == domain)
     left = one.drop_vars([v for v in one.data_vars if str(v).startswith("shift")])
     assert columns(CASES[name].draw(left)) == 1
@@ -261,7 +273,7 @@ def test_cells_without_a_number_are_drawn(name: str, whole: bool, of: Of) -> Non
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_texts_of_the_users_are_text_and_no_longer_than_fits(name: str, text: str, of: Of) -> None:
     summary = of(name)
     summary = summary.assign_attrs({attr: TEXTS[text] for attr in ("base", "tuned", "suite") if attr in summary.attrs})
@@ -294,8 +306,8 @@ def test_names_that_read_the_same_keep_their_places(of: Of) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_signed_colours_are_white_at_zero(name: str, of: Of) -> None:
-    figure = CASES[name].draw(of(name))
+def test_signed_colours_are_white_at_zero(name: str, drawn: Drawn) -> None:
+    figure = drawn(name)
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     for trace in maps:
         axis = figure.layout[trace.coloraxis]
@@ -318,10 +330,10 @@ MEANS |= {"base (host)": COLOURS["base"], "tuned (donor)": COLOURS["tuned"]}
 MEANS |= {f"base, {name} patched": COLOURS[name] for name in ("attn", "mlp", "head")}
 
 
-def test_the_same_colour_means_the_same_in_every_figure(of: Of) -> None:
+def test_the_same_colour_means_the_same_in_every_figure(drawn: Drawn) -> None:
     seen: dict[str, set[str]] = {}
-    for name, case in CASES.items():
-        for trace in case.draw(of(name)).data:
+    for name in CASES:
+        for trace in drawn(name).data:
             if trace.name in MEANS:
                 marker = trace.marker.color if isinstance(trace.marker.color, str) else None
                 seen.setdefault(trace.name, set()).update(filter(None, [marker, trace.line.color if trace.type == "scatter" else None]))
@@ -329,12 +341,10 @@ def test_the_same_colour_means_the_same_in_every_figure(of: Of) -> None:
     assert {name: colours for name, colours in seen.items() if colours != {MEANS[name]}} == {}
 
 
-def test_the_legend_names_each_thing_once(of: Of) -> None:
-    for name, case in CASES.items():
-        shown_names = [
-            trace.name for trace in case.draw(of(name)).data if trace.name and trace.showlegend is not False and trace.type != "heatmap"
-        ]
-        assert len(shown_names) == len(set(shown_names)), name
+def test_the_legend_names_each_thing_once(drawn: Drawn) -> None:
+    for name in CASES:
+        named = [trace.name for trace in drawn(name).data if trace.name and trace.showlegend is not False and trace.type != "heatmap"]
+        assert len(named) == len(set(named)), name
 
 
 def test_no_template_is_set_and_nothing_is_shown_by_importing_and_drawing() -> None:

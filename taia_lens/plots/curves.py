@@ -45,6 +45,28 @@ def add_curve(figure: go.Figure, curve: Curve, row: int, column: int, *, named: 
         row, column: Of the panel.
         named: Whether the legend names it here.
     """
+    _add_band(figure, curve, row, column)
+    key(figure, curve, row, column, named=named)
+    sure = np.ones(len(curve.layers), bool) if curve.q is None else np.nan_to_num(curve.q, nan=1.0) <= ALPHA
+    figure.add_scatter(
+        x=curve.layers + curve.beside,
+        y=curve.value,
+        error_y=_whiskers(curve),
+        mode="lines+markers",
+        line={"color": curve.colour, "width": 1.5},
+        marker={"symbol": np.where(sure, "circle", "circle-open"), "size": 7 if len(curve.layers) <= 24 else 4, "color": curve.colour},
+        text=[f"layer {layer}, {curve.name}<br>{hover}" for layer, hover in zip(curve.layers, curve.hovers, strict=True)],
+        hovertemplate="%{text}<extra></extra>",
+        name=curve.name,
+        legendgroup=curve.name,
+        showlegend=False,
+        meta={"at": curve.at, "points": [{"layer": layer} for layer in curve.layers.tolist()]},
+        row=row,
+        col=column,
+    )
+
+
+def _add_band(figure: go.Figure, curve: Curve, row: int, column: int) -> None:
     x, y = _band(curve.layers, curve.low, curve.high)
     if x:
         figure.add_scatter(
@@ -61,34 +83,14 @@ def add_curve(figure: go.Figure, curve: Curve, row: int, column: int, *, named: 
             row=row,
             col=column,
         )
-    key(figure, curve, row, column, named=named)
-    sure = np.ones(len(curve.layers), bool) if curve.q is None else np.nan_to_num(curve.q, nan=1.0) <= ALPHA
+
+
+def _whiskers(curve: Curve) -> dict[str, Any]:
+    """The interval of a layer that has no neighbour to make a band with."""
     alone = _alone(curve.low, curve.high)
-    figure.add_scatter(
-        x=curve.layers + curve.beside,
-        y=curve.value,
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": np.where(alone, curve.high - curve.value, np.nan),
-            "arrayminus": np.where(alone, curve.value - curve.low, np.nan),
-            "thickness": 1.5,
-            "width": 3,
-            "color": curve.colour,
-            "visible": bool(alone.any()),
-        },
-        mode="lines+markers",
-        line={"color": curve.colour, "width": 1.5},
-        marker={"symbol": np.where(sure, "circle", "circle-open"), "size": 7 if len(curve.layers) <= 24 else 4, "color": curve.colour},
-        text=[f"layer {layer}, {curve.name}<br>{hover}" for layer, hover in zip(curve.layers, curve.hovers, strict=True)],
-        hovertemplate="%{text}<extra></extra>",
-        name=curve.name,
-        legendgroup=curve.name,
-        showlegend=False,
-        meta={"at": curve.at, "points": [{"layer": layer} for layer in curve.layers.tolist()]},
-        row=row,
-        col=column,
-    )
+    up, down = (np.where(alone, size, np.nan) for size in (curve.high - curve.value, curve.value - curve.low))
+    look = {"thickness": 1.5, "width": 3, "color": curve.colour, "visible": bool(alone.any())}
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down} | look
 
 
 def key(figure: go.Figure, curve: Curve, row: int, column: int, *, named: bool) -> None:

@@ -143,18 +143,7 @@ def framed(
         _add_scale(figure, i, scale, -down / inside, 1 - (above + inside + down + 18) / height)
     figure.update_layout(
         template="simple_white",
-        title={
-            "text": head,
-            "font": {"size": TITLE},
-            "subtitle": {"text": foot, "font": {"size": NOTE, "color": "#444444"}},
-            "x": 0,
-            "xref": "container",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 20, "l": 12},
-        },
+        title=_title(head, foot),
         height=height,
         margin={"t": above, "b": under, "l": _SIDE, "r": _SIDE},
         showlegend=bool(legend),
@@ -164,6 +153,13 @@ def framed(
     figure.update_xaxes(title_font_size=LABEL)
     figure.update_yaxes(title_font_size=LABEL)
     return figure
+
+
+def _title(head: str, foot: str) -> dict[str, Any]:
+    """The title and the notes below it, in the corner of the figure."""
+    notes = {"text": foot, "font": {"size": NOTE, "color": "#444444"}}
+    place = {"x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 20, "l": 12}}
+    return {"text": head, "font": {"size": TITLE}, "subtitle": notes} | place
 
 
 def _add_scale(figure: go.Figure, i: int, scale: dict[str, Any], words_at: float, bar_at: float) -> None:

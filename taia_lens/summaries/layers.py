@@ -38,12 +38,7 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
         if f"rest_{view}" in result:
             out[f"rest_{view}"] = ("group", [float(_of(result, f"rest_{view}", g).mean()) for g in found])
     if "cumulated" in result:
-        cells = [_of(result, "cumulated", g) for g in found]
-        ends = [stats.mean_interval(c, seed=seed) for c in cells]
-        dims = ("group", "direction", "series", "layer")
-        out["cumulated"] = (dims, np.stack([c.mean(-1) for c in cells]))
-        out["cumulated_low"], out["cumulated_high"] = ((dims, np.stack([e[i] for e in ends])) for i in (0, 1))
-        out = out.assign_coords(direction=["below", "above"], series=["attn", "mlp", "both"])
+        out = out.merge(_cumulated(result, found, seed))
     if "pairs" in result:
         by_part = ("group", "layer", "part")
         out["shapley_se"] = (by_part, np.stack([_standard_error(result, g) for g in found]))
@@ -55,6 +50,15 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
     if "shapley" in result and set(result.part.values.tolist()) != set(COMPONENTS):
         out = out.merge(_by_component(result, found, seed))
     return out
+
+
+def _cumulated(result: xr.Dataset, found: list[Group], seed: int) -> xr.Dataset:
+    cells = [_of(result, "cumulated", g) for g in found]
+    ends = [stats.mean_interval(c, seed=seed) for c in cells]
+    data = {"cumulated": np.stack([c.mean(-1) for c in cells])}
+    data |= {f"cumulated_{name}": np.stack([e[i] for e in ends]) for i, name in enumerate(("low", "high"))}
+    coords = {"direction": ["below", "above"], "series": ["attn", "mlp", "both"]}
+    return xr.Dataset({name: (("group", "direction", "series", "layer"), values) for name, values in data.items()}, coords)
 
 
 def _by_component(result: xr.Dataset, found: list[Group], seed: int) -> xr.Dataset:
