@@ -16,7 +16,7 @@ import torch
 from architectures import make, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from taia_lens import cli, results
+from taia_lens import cli, results, summaries
 from taia_lens.suite import Suite
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, models: list[str],
 
 
 def test_a_bug_keeps_its_traceback(run: Run, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "summary", lambda _: 1 / 0)
+    monkeypatch.setattr(summaries, "patch_summary", lambda _: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["taia-lens", "patch", "--component", "mlp", "--layer", "1", *models])
     with pytest.raises(ZeroDivisionError):
         cli.main()
