@@ -163,7 +163,7 @@ def check(name: str, records: list[dict]) -> None:
 
 def write(name: str, figure: go.Figure, records: list[dict]) -> None:
     (HERE / f"{name}.json").write_text(json.dumps({"versions": tl.results.versions(), "results": records}, indent=1) + "\n")
-    figure.write_html(HERE / f"{name}.html", include_plotlyjs=True)
+    figure.write_html(HERE / f"{name}.html", include_plotlyjs="directory")
     if not any(shutil.which(browser) for browser in BROWSERS):
         sys.exit("SVG files are drawn by Chrome or Chromium, and none is installed; install one (Debian: apt-get install chromium)")
     figure.write_image(HERE / f"{name}.svg", width=900)
