@@ -1,22 +1,23 @@
-"""Make every figure in this folder again, and the README's table: `make figures`.
+"""Make every figure in this folder again, and the README's tables: `make figures`.
 
-SVG and meta JSON are kept in git, interactive HTML is not. With `--check` nothing is written: the numbers are computed again and
-held against what is kept.
+SVG and meta JSON are kept in git, interactive HTML is not. Figures are drawn from the results in runs/figures; what is missing there is
+computed, and everything with `--again`. With `--check` nothing is written: numbers are computed anew and held
+against what is kept.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
 import textwrap
-from functools import cache
 from pathlib import Path
 
-import plotly.graph_objects as go
 import xarray as xr
+from drawn import FIGURES, SHARED, Drawn, grid, one_layer, saved
 from rich.console import Console
 
 import taia_lens as tl
@@ -29,88 +30,18 @@ TOLERANCE = 2e-3
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-def quickstart() -> tuple[go.Figure, list[dict]]:
-    """The figure of notebooks/01_quickstart.ipynb and of the README: the main job."""
-    summary = tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component="mlp", layers=12))
-    return tl.patch_figure(summary), tl.tables.records(summary)
-
-
-def layers() -> tuple[go.Figure, list[dict]]:
-    """The same over all layers, attention and FFN."""
-    summary = tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component=["attn", "mlp"]))
-    return tl.patch_figure(summary), tl.tables.records(summary)
-
-
-@cache
-def grid() -> xr.Dataset:
-    """What `taia-lens compare` computes on the demo pair."""
-    return tl.grid_summary(tl.compare(tl.demo_pair(), tl.demo_suite(), batch_size=128))
-
-
-def compared() -> tuple[go.Figure, list[dict]]:
-    """TAIA, its mirror and its controls."""
-    return tl.compare_figure(grid()), tl.tables.grid_records(grid())
-
-
-def plane() -> tuple[go.Figure, list[dict]]:
-    """The same recipes, in distribution against out of it."""
-    return tl.plane_figure(grid()), tl.tables.grid_records(grid())
-
-
-@cache
-def credit() -> xr.Dataset:
-    """What `taia-lens layers --limit 150 --budget 248` computes on the demo pair; takes a minute or two."""
-    rows = tl.demo_suite().limit(150, seed=0)
-    return tl.layers_summary(tl.layers(tl.demo_pair(), rows, sampling=tl.Sampling(budget=248), batch_size=128))
-
-
-def credited() -> tuple[go.Figure, list[dict]]:
-    """Every view of every layer."""
-    return tl.layers_figure(credit()), tl.tables.layers_records(credit())
-
-
-def gains() -> tuple[go.Figure, list[dict]]:
-    """Shapley values out of and in distribution, and their difference."""
-    return tl.gains_figure(credit(), view="shapley"), tl.tables.layers_records(credit())
-
-
-def shapley() -> tuple[go.Figure, list[dict]]:
-    """Shapley values by layer, stacked, with the sum that they come to."""
-    return tl.shapley_figure(credit()), tl.tables.layers_records(credit())
-
-
-def lens() -> tuple[go.Figure, list[dict]]:
-    """What base, vanilla and TAIA say after each layer, on the first prompt out of distribution."""
-    row = next(row for row in tl.demo_suite().rows if row.domain == "ood")
-    result = tl.lens(tl.demo_pair(), row)
-    return tl.lens_figure(result), result.logprob.to_dataframe().reset_index()[["recipe", "layer", "logprob"]].to_dict("records")
-
-
-FIGURES = {
-    "01_quickstart": quickstart,
-    "01_quickstart_layers": layers,
-    "02_compare": compared,
-    "02_plane": plane,
-    "02_layers": credited,
-    "02_gains": gains,
-    "02_shapley": shapley,
-    "03_lens": lens,
-}
-SLOW = ("02_layers", "02_gains", "02_shapley")
-
-
-def main_job_text() -> str:
+def main_job_text(summary: xr.Dataset) -> str:
     """What `taia-lens patch --component mlp --layer 12` prints on a terminal, but for the run folder's path."""
     out = Console(file=io.StringIO(), width=140, highlight=False)
-    print_summary(out, tl.summary(tl.patch(tl.demo_pair(), tl.demo_suite(), component="mlp", layers=12)))
+    print_summary(out, summary)
     return _fenced(out)
 
 
-def compare_text() -> str:
+def compare_text(summary: xr.Dataset) -> str:
     """The out-of-distribution table of `taia-lens compare`, and its sentences."""
     out = Console(file=io.StringIO(), width=140, highlight=False)
-    out.print(tl.tables.grid_tables(grid())[2])
-    for sentence in tl.sentences(grid()):
+    out.print(tl.tables.grid_tables(summary)[2])
+    for sentence in tl.sentences(summary):
         out.print(textwrap.fill(sentence, 140), markup=False)
     return _fenced(out)
 
@@ -121,7 +52,7 @@ def _fenced(out: Console) -> str:
     return "```\n" + "\n".join(lines) + "\n```\n"
 
 
-BLOCKS = {"main job": main_job_text, "compare": compare_text}
+BLOCKS = {"main job": (one_layer, main_job_text), "compare": (grid, compare_text)}
 
 
 def block(name: str) -> re.Pattern[str]:
@@ -148,9 +79,11 @@ def check_readme(name: str, text: str) -> None:
 
 def close(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= TOLERANCE * max(1.0, abs(b))
+        return (a != a and b != b) or abs(a - b) <= TOLERANCE * max(1.0, abs(b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(close(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
     return a == b
 
 
@@ -161,33 +94,56 @@ def check(name: str, records: list[dict]) -> None:
     print(f"figures/{name}: as kept")
 
 
-def write(name: str, figure: go.Figure, records: list[dict]) -> None:
+def write(name: str, drawn: Drawn, summary: xr.Dataset) -> None:
+    figure, records = drawn.draw(summary), drawn.records(summary)
     (HERE / f"{name}.json").write_text(json.dumps({"versions": tl.results.versions(), "results": records}, indent=1) + "\n")
     figure.write_html(HERE / f"{name}.html", include_plotlyjs="directory")
-    if not any(shutil.which(browser) for browser in BROWSERS):
-        sys.exit("SVG files are drawn by Chrome or Chromium, and none is installed; install one (Debian: apt-get install chromium)")
     figure.write_image(HERE / f"{name}.svg", width=900)
     print(f"figures/{name}.svg, .json, .html")
 
 
-def main() -> None:
-    checking = "--check" in sys.argv[1:]
-    for name, make_text in BLOCKS.items():
-        text = make_text()
-        if checking:
-            check_readme(name, text)
-        else:
-            README.write_text(block(name).sub(lambda _, new=text: new, README.read_text(encoding="utf-8")), encoding="utf-8")
-    for name, make in FIGURES.items():
-        if checking and name in SLOW:
+def check_shared(name: str) -> bool:
+    """Whether the real models and data are here; a machine without them goes on without the figure, CI does not."""
+    if SHARED.is_dir():
+        return True
+    if os.environ.get("CI"):
+        sys.exit(f"figures/{name}: no folder shared beside the project")
+    print(f"figures/{name}: left as it is; its model and texts lie in a folder shared beside the project, which is not here")
+    return False
+
+
+def checked() -> None:
+    """Compute what is quick to compute, and hold it against what is kept."""
+    computed: dict[str, xr.Dataset] = {}
+    for name, drawn in FIGURES.items():
+        if not drawn.check:
             print(f"figures/{name}: made by make figures; not computed again here, it takes minutes")
             continue
-        figure, records = make()
-        if checking:
-            check(name, records)
-        else:
-            write(name, figure, records)
+        made_by = drawn.compute.__name__
+        if made_by not in computed:
+            computed[made_by] = drawn.compute()
+        check(name, json.loads(json.dumps(drawn.records(drawn.summarise(computed[made_by])))))
+    for name, (compute, make_text) in BLOCKS.items():
+        drawn = next(d for d in FIGURES.values() if d.compute is compute)
+        check_readme(name, make_text(drawn.summarise(computed[compute.__name__])))
+
+
+def made(*, again: bool) -> None:
+    """Draw everything, from the results that are kept or, where there are none, from new ones."""
+    if not any(shutil.which(browser) for browser in BROWSERS):
+        sys.exit("SVG files are drawn by Chrome or Chromium, and none is installed; install one (Debian: apt-get install chromium)")
+    summaries: dict[str, xr.Dataset] = {}
+    for name, drawn in FIGURES.items():
+        made_by = drawn.compute.__name__
+        if drawn.needs_shared and not check_shared(name):
+            continue
+        if made_by not in summaries:
+            summaries[made_by] = drawn.summarise(saved(drawn, again=again))
+        write(name, drawn, summaries[made_by])
+    for name, (compute, make_text) in BLOCKS.items():
+        text = make_text(summaries[compute.__name__])
+        README.write_text(block(name).sub(lambda _, new=text: new, README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    checked() if "--check" in sys.argv[1:] else made(again="--again" in sys.argv[1:])

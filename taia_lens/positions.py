@@ -1,6 +1,6 @@
 """Positions one by one: which there are in some batches, which rows have them, and what stands there.
 
-All but `by_length` are of its batches: their rows have one length, which is the batch's width.
+What takes batches takes those of `by_length`: their rows have one length, which is the batch's width.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def tokens_at(batches: Sequence[Batch], positions: Sequence[int], tokenizer: Pre
         if not all(has(batch, position) for batch in batches):
             return ""
         ids = torch.cat([batch.tokens[:, position] for batch in batches]).unique().tolist()
-        return str(tokenizer.decode(ids)) if len(ids) == 1 else ""
+        return token_text(tokenizer, ids[0]) if len(ids) == 1 else ""
 
     return [at(position) for position in positions]
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token by itself as text; where it is a part of a character, which is no text, as the tokenizer writes it."""
+    text = str(tokenizer.decode([token]))
+    return text if "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))

@@ -9,6 +9,7 @@ import torch
 from taia_lens.batch import Batch, Encoder
 from taia_lens.errors import SuiteError
 from taia_lens.pair import Pair
+from taia_lens.positions import token_text
 from taia_lens.rows import Row
 from taia_lens.suite import Suite
 
@@ -59,5 +60,5 @@ def read_prompt(pair: Pair, prompt: str | Row) -> Prompt:
     if len(ids) > n_ctx:
         raise SuiteError(f"the prompt has {len(ids)} tokens, and the model has {n_ctx} positions; shorten it")
     tokens = torch.tensor([ids], device=pair.device)
-    words = tuple(str(pair.tokenizer.decode([i])) for i in ids)
+    words = tuple(token_text(pair.tokenizer, i) for i in ids)
     return Prompt(row, encoder, text, tuple(ids), words, Batch.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))

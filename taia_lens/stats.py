@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +46,13 @@ def mean_interval(values: Array, *, seed: int) -> tuple[Array, Array]:
     >>> bool(low[0] < 49.5 < high[0])
     True
     """
-    return _bootstrap((values,), lambda v, axis: v.mean(axis), seed)
+    return _bootstrap((values,), lambda mean: mean, seed)
 
 
 def ratio_interval(part: Array, whole: Array, *, seed: int) -> tuple[Array, Array]:
     """Interval of mean(part) / mean(whole) over the last axis; the two are resampled together."""
     part, whole = np.broadcast_arrays(part, whole)
-    return _bootstrap((part, whole), lambda p, w, axis: p.mean(axis) / w.mean(axis), seed)
+    return _bootstrap((part, whole), np.divide, seed)
 
 
 def difference_interval(a: Array, b: Array, *, seed: int) -> tuple[Array, Array]:
@@ -62,7 +63,7 @@ def difference_interval(a: Array, b: Array, *, seed: int) -> tuple[Array, Array]
         b: The same cells over other examples; their number may differ. Each group is resampled by itself.
         seed: Of the resampling.
     """
-    return _bootstrap((a, b), lambda a, b, axis: a.mean(axis) - b.mean(axis), seed, paired=False)
+    return _bootstrap((a, b), np.subtract, seed, paired=False)
 
 
 def rate_interval(k: Counts, n: Counts) -> tuple[Array, Array]:
@@ -201,34 +202,68 @@ def adjust(p: Array | Sequence[float]) -> Array:
     return out
 
 
-def _bootstrap(data: tuple[Array, ...], statistic: Callable[..., Array], seed: int, *, paired: bool = True) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class _Resampled:
+    """What scipy's bootstrap takes as the result of an earlier call: the statistic of every resample."""
+
+    bootstrap_distribution: Array
+
+
+def _bootstrap(data: tuple[Array, ...], combine: Callable[..., Array], seed: int, *, paired: bool = True) -> tuple[Array, Array]:
+    """Interval of what is made of the means of the data over the last axis."""
     data = tuple(np.asarray(d, dtype=np.float64) for d in data)
+    ns = [d.shape[-1] for d in data]
     with np.errstate(divide="ignore", invalid="ignore"):
-        point = statistic(*data, axis=-1)
-    if min(d.shape[-1] for d in data) < 2:
+        point = combine(*(d.mean(-1) for d in data))
+    if min(ns) < 2:
         nan = np.full(np.shape(point), np.nan)  # one example has no spread to resample
         return nan, nan
-    level = _level(min(d.shape[-1] for d in data))
+    level = _level(min(ns))
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        resampled = combine(*_resampled_means(data, np.random.default_rng(seed), paired=paired))
         found = stats.bootstrap(
             data,
-            statistic,
+            lambda *some, axis: combine(*(d.mean(axis) for d in some)),
             paired=paired and len(data) > 1,
             vectorized=True,
             axis=-1,
-            n_resamples=RESAMPLES,
-            method="BCa" if max(d.shape[-1] for d in data) <= BCA_UP_TO else "percentile",
-            batch=max(1, _BLOCK // max(d.size for d in data)),  # keeps the resamples in tens of megabytes
+            n_resamples=0,
+            bootstrap_result=_Resampled(resampled),
+            method="BCa" if max(ns) <= BCA_UP_TO else "percentile",
+            batch=max(1, _BLOCK // max(d.size for d in data)),  # keeps the jackknife in tens of megabytes
             confidence_level=level,
-            rng=np.random.default_rng(seed),
         )
         # BCa has no answer where (nearly) every resample gives one value; the percentile interval has: that value.
         tails = (50 * (1 - level), 50 * (1 + level))
-        plain = np.percentile(found.bootstrap_distribution, tails, axis=-1)
+        plain = np.percentile(resampled, tails, axis=-1)
     bca = found.confidence_interval
     degenerate = np.isnan(bca.low) | np.isnan(bca.high)
     return np.where(degenerate, plain[0], bca.low), np.where(degenerate, plain[1], bca.high)
+
+
+def _resampled_means(data: tuple[Array, ...], rng: np.random.Generator, *, paired: bool) -> list[Array]:
+    """The mean of each resample, (..., resample), for each of the data: how often an example was drawn, times its value, in one
+    product for all cells. Cells share their resamples, and so do data that are paired.
+    """
+    if paired:
+        together = _means_of_draws(np.concatenate([d.reshape(-1, d.shape[-1]) for d in data]), rng)
+        found = np.split(together, np.cumsum([math.prod(d.shape[:-1]) for d in data])[:-1])
+    else:
+        found = [_means_of_draws(d.reshape(-1, d.shape[-1]), rng) for d in data]
+    return [means.reshape(*d.shape[:-1], RESAMPLES) for means, d in zip(found, data, strict=True)]
+
+
+def _means_of_draws(cells: Array, rng: np.random.Generator) -> Array:
+    n = cells.shape[1]
+    means = np.empty((len(cells), RESAMPLES))
+    for some in _blocks(RESAMPLES, n):  # blocks depend on n alone, and so do the draws
+        size = some.stop - some.start
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        means[:, some] = cells @ np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).T.astype(np.float64) / n
+    # A mean that differs from the observed one by rounding is that mean: BCa counts how many lie below it.
+    observed = cells.mean(1, keepdims=True)
+    return np.where(np.abs(means - observed) <= _ROUNDING * np.abs(cells).mean(1, keepdims=True), observed, means)
 
 
 def _level(n: int) -> float:

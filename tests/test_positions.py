@@ -12,14 +12,19 @@ import pytest
 import torch
 import xarray as xr
 from architectures import N_LAYERS, make
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from taia_lens import plots, results, tables
 from taia_lens.batch import Batch
 from taia_lens.errors import RecipeError, SiteError
 from taia_lens.loading import load_pair
 from taia_lens.pair import Pair
+from taia_lens.positions import token_text
 from taia_lens.recipe import Patch
 from taia_lens.recipe_text import parse_recipe
 from taia_lens.sites import Site
@@ -266,3 +271,15 @@ def test_the_command_writes_a_map(
     assert "strongest of 54 places" in err and Path("here/figure.html").exists()
     code, _, err = run(*command[:5], "--pos", "every")
     assert code == 2 and "cannot read the positions 'every'" in err
+
+
+def test_a_token_that_is_a_part_of_a_character_is_told_from_others() -> None:
+    """A byte-level tokenizer with no merges: each byte of a Chinese character is a token, and none of them is text by itself."""
+    alphabet = sorted(ByteLevel.alphabet())
+    raw = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer, raw.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    ids = tokenizer("\u4f60a").input_ids
+    assert tokenizer.decode(ids) == "\u4f60a" and tokenizer.decode(ids[:1]) == "\ufffd"
+    texts = [token_text(tokenizer, i) for i in ids]
+    assert texts[-1] == "a" and len(set(texts)) == 4 and "\ufffd" not in texts

@@ -41,12 +41,3 @@ def test_every_option_and_command_it_names_exists() -> None:
     assert named and named <= options | {"--help"}
     used = set(re.findall(r"taia-lens ([a-z]+)", TEXT)) - {"takes"}
     assert used == set(commands)
-
-
-def test_every_figure_it_shows_is_made_by_make_figures() -> None:
-    made = (ROOT / "figures" / "make.py").read_text()
-    shown = re.findall(r"\(figures/(\S+)\.svg\)", TEXT)
-    assert shown
-    for name in shown:
-        assert f'"{name}"' in made
-        assert (ROOT / "figures" / f"{name}.svg").is_file()

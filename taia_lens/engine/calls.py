@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
-from taia_lens.errors import SiteError
+from taia_lens.engine.reads import check_fired
 from taia_lens.weights import Model
 
 Keys = tuple[Tensor, Tensor]
@@ -98,9 +98,7 @@ def hooked(functions: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None
             point.add_hook(see)
             stack.callback(_unhook, point, point.fwd_hooks[-1])
         yield
-    silent = [point for number, (point, _) in enumerate(functions) if number not in called]
-    if silent:
-        raise SiteError(f"the hook {silent[0].name} did not fire, so nothing was read or written there; this architecture does not use it")
+    check_fired(point.name for number, (point, _) in enumerate(functions) if number not in called)
 
 
 def _unhook(point: Any, handle: Any) -> None:

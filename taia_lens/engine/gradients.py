@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taia_lens.engine.reads import Reads, read_hook, run_body
+from taia_lens.engine.reads import Reads, check_fired, run_body, run_reads
 from taia_lens.engine.scaled import frozen
 from taia_lens.errors import SiteError
 from taia_lens.weights import Model
@@ -110,9 +109,9 @@ def _products(
 
     with frozen(model), model.hooks(fwd_hooks=[(name, at(name)) for name in names]):
         values = value(_logits(model, reads))
-        _fired(names, changes)
+        check_fired(name for name in names if name not in changes)
         torch.autograd.grad(values.sum(), begins)
-    _fired(names, products)
+    check_fired(name for name in names if name not in products)
     return values.detach(), products
 
 
@@ -124,14 +123,8 @@ def _product(grad: Tensor, change: Tensor, mask: Bool[Tensor, "batch pos"]) -> T
 
 
 def _logits(model: Model, reads: Reads) -> Float[Tensor, "read d_vocab"]:
-    """What is read, with gradients where they are on; no other position reaches the unembedding."""
-
-    def only(act: Tensor, hook: object) -> Tensor:
-        return rearrange(act[reads.rows, reads.positions], "read d_model -> read 1 d_model")
-
-    with model.hooks(fwd_hooks=[(read_hook(model), only)]):
-        logits = model(reads.batch.tokens, attention_mask=reads.batch.mask.long(), return_type="logits")
-    return rearrange(logits, "read 1 d_vocab -> read d_vocab")
+    """What is read, of every column, with gradients where they are on."""
+    return run_reads(model, reads.batch.tokens, reads.batch.mask, reads.rows, reads.positions, grad=True)
 
 
 def run_last(model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"], hooks: Iterable[str]) -> dict[str, Tensor]:
@@ -160,7 +153,7 @@ def _kept(model: Model, hooks: Iterable[str], pick: Callable[[Tensor], Tensor]) 
 
     with model.hooks(fwd_hooks=[(name, keep_as(name)) for name in names]):
         yield acts
-    _fired(names, acts)
+    check_fired(name for name in names if name not in acts)
 
 
 def _checked(model: Model, hooks: Iterable[str]) -> list[str]:
@@ -170,9 +163,3 @@ def _checked(model: Model, hooks: Iterable[str]) -> list[str]:
     if missing:
         raise SiteError(f"this model has no {missing[0]}, so there is nothing to read there; its attention is of another kind")
     return names
-
-
-def _fired(names: Sequence[str], acts: Container[str]) -> None:
-    silent = [name for name in names if name not in acts]
-    if silent:
-        raise SiteError(f"the hook {silent[0]} did not fire, so nothing was read there; this architecture does not use it")

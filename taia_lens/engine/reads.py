@@ -6,7 +6,7 @@ every position are larger than the model's activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taia_lens.batch import Batch
+from taia_lens.errors import SiteError
 from taia_lens.weights import Model
 
 # What enters the unembedding: the bridge has a hook there, HookedTransformer (3.9) has one on the last norm.
@@ -76,6 +77,8 @@ def run_reads(
     mask: Bool[Tensor, "batch pos"],
     rows: Int[Tensor, " read"],
     positions: Int[Tensor, " read"],
+    *,
+    grad: bool = False,
 ) -> Float[Tensor, "read d_vocab"]:
     """Logits at the (row, position) pairs; only those reach the unembedding.
 
@@ -85,12 +88,13 @@ def run_reads(
         mask: True at tokens, False at padding.
         rows: Row of each read.
         positions: Position of each read.
+        grad: With gradients, where they are on.
     """
 
     def only(act: Tensor, hook: object) -> Tensor:
         return rearrange(act[rows, positions], "read d_model -> read 1 d_model")
 
-    logits = _forward(model, tokens, mask, only)
+    logits = _forward(model, tokens, mask, only, grad=grad)
     return rearrange(logits, "read 1 d_vocab -> read d_vocab")
 
 
@@ -134,12 +138,7 @@ def label_logprobs(
         labels: The token that stands at a position, where it is to be predicted from those before it; negative elsewhere.
     """
     rows, positions = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
-
-    def only(act: Tensor, hook: object) -> Tensor:
-        return rearrange(act[rows, positions], "read d_model -> read 1 d_model")
-
-    logits = rearrange(_forward(model, tokens, mask, only, grad=True), "read 1 d_vocab -> read d_vocab")
-    found = picked(logits, labels[rows, positions + 1])
+    found = picked(run_reads(model, tokens, mask, rows, positions, grad=True), labels[rows, positions + 1])
     return torch.zeros(len(tokens), dtype=found.dtype, device=found.device).index_add(0, rows, found)
 
 
@@ -177,6 +176,16 @@ def read_hook(model: Model) -> str:
     """Where what enters the unembedding is seen."""
     known = model.hook_dict
     return next(name for name in READ_HOOKS if name in known)
+
+
+def check_fired(silent: Iterable[str]) -> None:
+    """Raise where a hook was not called: what was to be read or written there was not.
+
+    Raises:
+        SiteError: The message names the first.
+    """
+    for name in silent:
+        raise SiteError(f"the hook {name} did not fire, so nothing was read or written there; this architecture does not use it")
 
 
 def run_greedy(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.batch import Batch
-from taia_lens.engine.reads import Reads
+from taia_lens.engine.reads import Reads, check_fired
 from taia_lens.engine.written import written
 from taia_lens.errors import RecipeError, SiteError
 from taia_lens.grafting import blend, takes
@@ -45,7 +45,7 @@ def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
     check_hooks(model, names)
     with model.hooks(fwd_hooks=[(name, _keep_as(acts, name)) for name in names]):
         logits = Reads.last(batch).run(model)
-    _fired(names, Counter(acts.keys()))
+    check_fired(name for name in names if name not in acts)
     return Run(logits, acts)
 
 
@@ -101,7 +101,7 @@ def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: M
             stack.enter_context(host.hooks(fwd_hooks=hooks))
         yield host
     if batch is not None and counts:
-        _fired([name for name, _ in hooks], counts)
+        check_fired(name for name, _ in hooks if not counts[name])
 
 
 @contextmanager
@@ -212,9 +212,3 @@ def check_hooks(model: Model, names: Sequence[str]) -> None:
             block = name.rsplit(".", 1)[0] + "."
             near = [n.removeprefix(block) for n in known if n.startswith(block) and "." not in n.removeprefix(block)]
             raise SiteError(f"this model has no {name}; under {block[:-1]} it has {', '.join(near) or 'nothing'}")
-
-
-def _fired(names: Sequence[str], counts: Mapping[str, int]) -> None:
-    silent = [name for name in names if counts.get(name, 0) == 0]
-    if silent:
-        raise SiteError(f"the hook {silent[0]} did not fire, so nothing was read or written there; this architecture does not use it")

@@ -21,7 +21,7 @@ __all__ = ["DIVERGING", "NOTHING", "hover_text", "is_map", "line_height", "map_f
 
 TALL = 1300  # pixels of a map of many positions, so that each has its token beside it
 TOKEN = 18  # letters of a token that are shown beside its line; all of it when pointed at
-_READ = ("effect", "effect_low", "effect_high", "effect_q", "recovered", "recovered_low", "recovered_high", "defined", "n")
+READ = ("effect", "effect_low", "effect_high", "effect_q", "recovered", "recovered_low", "recovered_high", "defined", "n")
 
 
 def is_map(summary: xr.Dataset) -> bool:
@@ -111,7 +111,7 @@ def _read(part: xr.Dataset, component: str, domain: str) -> _Cells:
     down = "pos" if "pos" in cells.dims else "layer"
     across = [dim for dim in ("layer", "head") if dim in cells.dims and dim != down]
     template = cells.effect.transpose(down, *across)
-    arrays = {name: cells[name].broadcast_like(template).transpose(down, *across).values.astype(float) for name in _READ}
+    arrays = {name: cells[name].broadcast_like(template).transpose(down, *across).values.astype(float) for name in READ}
     numbers = {name: array.reshape(len(array), -1) for name, array in arrays.items()}
     lines = [{down: value} for value in cells[down].values.tolist()]
     columns: list[dict[str, int]] = [{}]

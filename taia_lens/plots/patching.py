@@ -12,14 +12,13 @@ import xarray as xr
 from taia_lens.plots.curves import Curve, add_curve, label_layers
 from taia_lens.plots.layout import Row, check_some, models, panels
 from taia_lens.plots.look import ALPHA, COLOURS, framed, shown
-from taia_lens.plots.maps import hover_text, is_map, map_figure
+from taia_lens.plots.maps import READ, hover_text, is_map, map_figure
 from taia_lens.suite import DOMAIN_NAMES
 
-__all__ = ["COLOURS", "layers_said", "patch_figure", "patch_note"]
+__all__ = ["COLOURS", "component_curve", "layers_said", "patch_figure", "patch_note"]
 
 INTERVALS = "95% paired bootstrap intervals of the effect"
 CORRECTED = "not told apart from 0 after correction (q > 0.05, Benjamini-Hochberg over a domain's sites)"
-_READ = ("effect", "effect_low", "effect_high", "effect_q", "recovered", "recovered_low", "recovered_high", "defined", "n")
 _WORDS = {"head": "head outputs (z)", "resid": "residual stream", "attn": "attn output", "mlp": "mlp output"}
 
 
@@ -138,7 +137,7 @@ def _add_patched(figure: go.Figure, part: xr.Dataset, component: str, row: int) 
 
 
 def _hover(cell: xr.Dataset) -> str:
-    return hover_text({name: float(cell[name]) for name in _READ})
+    return hover_text({name: float(cell[name]) for name in READ})
 
 
 def _layers(summary: xr.Dataset, title: str, notes: Sequence[str]) -> go.Figure:
@@ -151,7 +150,7 @@ def _layers(summary: xr.Dataset, title: str, notes: Sequence[str]) -> go.Figure:
         for column, domain in enumerate(domains, 1):
             part = summary.sel(metric=metric, domain=domain)
             for component in summary.component.values.tolist():
-                add_curve(figure, _curve(part, component), row, column, named=row == column == 1)
+                add_curve(figure, component_curve(part, component, "effect"), row, column, named=row == column == 1)
             # The donor's distance from the host: what patching everything would give.
             if np.isfinite(float(part.gap)):
                 figure.add_hline(y=float(part.gap), line={"dash": "dot", "width": 1, "color": COLOURS[donor]}, row=row, col=column)
@@ -163,22 +162,14 @@ def _layers(summary: xr.Dataset, title: str, notes: Sequence[str]) -> go.Figure:
     return framed(figure, title, said, inside=inside, below=50, legend=summary.sizes["component"], panels=1)
 
 
-def _curve(part: xr.Dataset, component: str) -> Curve:
-    """One component's effect by layer."""
+def component_curve(part: xr.Dataset, component: str, what: str, *, beside: float = 0.0) -> Curve:
+    """`effect` or `recovered` of one component by layer, in one domain and metric; hollow where the effect is not told apart from 0."""
     line = part.sel(component=component)
     line = line.isel(head=0) if "head" in line.dims else line
-    arrays = {name: line[name].broadcast_like(line.layer).values.astype(float) for name in _READ}
+    arrays = {name: line[name].broadcast_like(line.layer).values.astype(float) for name in READ}
     cells = [{name: float(array[i]) for name, array in arrays.items()} for i in range(line.sizes["layer"])]
     at: dict[str, Any] = {"domain": str(part.domain.item()), "metric": str(part.metric.item()), "component": component}
     at |= {"head": int(line["head"].item())} if "head" in line.coords else {}
-    return Curve(
-        name=component,
-        colour=COLOURS[component],
-        layers=line.layer.values,
-        value=arrays["effect"],
-        low=arrays["effect_low"],
-        high=arrays["effect_high"],
-        hovers=[hover_text(cell) for cell in cells],
-        at=at,
-        q=arrays["effect_q"],
-    )
+    value, low, high = (arrays[f"{what}{end}"] for end in ("", "_low", "_high"))
+    layers, hovers = line.layer.values, [hover_text(cell) for cell in cells]
+    return Curve(component, COLOURS[component], layers, value, low, high, hovers, at, q=arrays["effect_q"], beside=beside)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from taia_lens.errors import ResultError
-from taia_lens.plots.curves import Curve, add_curve, label_layers
+from taia_lens.plots.curves import add_curve, label_layers
 from taia_lens.plots.layout import Row, check_some, panels, say
 from taia_lens.plots.look import COLOURS, framed
-from taia_lens.plots.maps import hover_text, is_map
-from taia_lens.plots.patching import CORRECTED, layers_said, patch_note
+from taia_lens.plots.maps import is_map
+from taia_lens.plots.patching import CORRECTED, component_curve, layers_said, patch_note
 from taia_lens.suite import DOMAIN_NAMES
 
-_READ = ("effect", "effect_low", "effect_high", "effect_q", "recovered", "recovered_low", "recovered_high", "defined", "n")
 UNDEFINED = "undefined: donor - host is within noise"
 
 
@@ -52,7 +49,7 @@ def _add_panel(figure: go.Figure, part: xr.Dataset, row: int) -> int:
     n = part.sizes["component"]
     for i, component in enumerate(part.component.values.tolist()):
         beside = 0.1 * (i - (n - 1) / 2) if part.sizes["layer"] == 1 else 0.0
-        add_curve(figure, _curve(part, component, beside), row, 1, named=row == 1)
+        add_curve(figure, component_curve(part, component, "recovered", beside=beside), row, 1, named=row == 1)
     for level, side in ((0, "host"), (1, "donor")):
         line = {"width": 1, "dash": "solid" if level == 0 else "dot", "color": COLOURS[str(part.attrs[side])]}
         figure.add_hline(y=level, line=line, row=row, col=1)
@@ -86,15 +83,3 @@ def _range(part: xr.Dataset) -> tuple[float, float, int]:
     bottom, top = max(float(ends[0].min(initial=least)), least - room), min(float(ends[1].max(initial=most)), most + room)
     pad = 0.05 * (top - bottom)
     return bottom - pad, top + pad, int(((low < bottom - pad) | (high > top + pad)).sum())
-
-
-def _curve(part: xr.Dataset, component: str, beside: float) -> Curve:
-    line = part.sel(component=component)
-    line = line.isel(head=0) if "head" in line.dims else line
-    arrays = {name: line[name].broadcast_like(line.layer).values.astype(float) for name in _READ}
-    cells = [{name: float(array[i]) for name, array in arrays.items()} for i in range(line.sizes["layer"])]
-    at: dict[str, Any] = {"domain": str(part.domain.item()), "metric": str(part.metric.item()), "component": component}
-    at |= {"head": int(line["head"].item())} if "head" in line.coords else {}
-    value, low, high = (arrays[name] for name in ("recovered", "recovered_low", "recovered_high"))
-    layers, hovers = line.layer.values, [hover_text(cell) for cell in cells]
-    return Curve(component, COLOURS[component], layers, value, low, high, hovers, at, q=arrays["effect_q"], beside=beside)

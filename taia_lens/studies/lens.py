@@ -20,6 +20,7 @@ from taia_lens.engine import applied
 from taia_lens.errors import SuiteError, TaiaLensError
 from taia_lens.grafting import resolve_sides
 from taia_lens.pair import Pair
+from taia_lens.positions import token_text
 from taia_lens.prompts import Prompt, read_prompt
 from taia_lens.recipe import Recipe, Side, taia
 from taia_lens.recipe_text import named_recipe
@@ -69,7 +70,7 @@ def lens(
     stack = torch.stack(list(found.values()))
     wanted = stack[:, :, ids]
     best = stack.max(-1)
-    top = [[str(pair.tokenizer.decode([i])) for i in line] for line in best.indices.tolist()]
+    top = [[token_text(pair.tokenizer, i) for i in line] for line in best.indices.tolist()]
     data = {
         "logprob": (("recipe", "layer", "token"), wanted.double().numpy()),
         "rank": (("recipe", "layer", "token"), torch.stack([(stack > stack[..., [i]]).sum(-1) for i in ids], dim=-1).numpy()),
@@ -82,7 +83,7 @@ def lens(
         "layer": list(range(EMBEDDING, pair.shape.n_layers)),
         "token": texts,
         "role": ("token", roles),
-        "first": ("token", [str(pair.tokenizer.decode([i])) for i in ids]),
+        "first": ("token", [token_text(pair.tokenizer, i) for i in ids]),
     }
     attrs = pair_attrs(pair) | {"study": "lens", "prompt": read.text, "n_tokens": len(read.ids)}
     attrs |= {"recipes": {name: str(recipe) for name, recipe in chosen.items()}, "versions": results.versions()}
@@ -141,5 +142,5 @@ def _followed(
 
 def _named(pair: Pair, token: int, tokens: Sequence[int]) -> str:
     """A token's text; with its id where another one reads the same."""
-    text = str(pair.tokenizer.decode([token]))
-    return text if sum(str(pair.tokenizer.decode([i])) == text for i in tokens) == 1 else f"{text} (id {token})"
+    text = token_text(pair.tokenizer, token)
+    return text if sum(token_text(pair.tokenizer, i) == text for i in tokens) == 1 else f"{text} (id {token})"

@@ -23,7 +23,7 @@ FEW = 20
 SITE_DIMS = ("component", "layer", "head", "pos")
 _NUMBERS = (
     "host", "donor", "patched", "gap", "gap_low", "gap_high",
-    "effect", "effect_low", "effect_high", "recovered", "recovered_low", "recovered_high",
+    "effect", "effect_low", "effect_high", "effect_p", "effect_q", "recovered", "recovered_low", "recovered_high",
 )  # fmt: skip
 
 
