@@ -15,6 +15,7 @@ import xarray as xr
 
 import taia_lens as tl
 from taia_lens import readers
+from taia_lens.rankers import Options
 from taia_lens.summaries import attribution_summary
 from taia_lens.tuning.run import tune
 from taia_lens.tuning.settings import Settings
@@ -52,8 +53,9 @@ def credit() -> xr.Dataset:
 
 def ranked() -> xr.Dataset:
     """The bench of rankers of notebooks/03_lofit_heads.ipynb."""
-    train, test = tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(200)
-    return tl.heads(tl.demo_pair().loaded("base"), train, test, by=("lofit", "iti"), k=13, draws=2)
+    base, train, test = tl.demo_pair().loaded("base"), tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(200)
+    selecting, tuning = (replace(of(base.n_parameters), batch_size=16) for of in (tl.lofit.select_settings, tl.lofit.tune_settings))
+    return tl.heads(base, train, test, by=("lofit", "iti"), k=13, draws=2, options=Options(selecting=selecting), settings=tuning)
 
 
 def steered() -> xr.Dataset:
