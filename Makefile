@@ -47,10 +47,10 @@ unit: .venv/test.stamp browser  ## tests and doctests
 notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks
 
-figures: .venv/test.stamp browser  ## figures/ and the README's table again, from the demo pair (SVG needs Chrome or Chromium)
+figures: .venv/test.stamp browser  ## figures/ and the README's tables again, from the saved results
 	$(BIN)/python figures/make.py
 
-kept: .venv/test.stamp  ## figures/ and the README's table hold what is computed now
+kept: .venv/test.stamp  ## figures/ drawn again and what is quick computed again: as kept, or it fails
 	$(BIN)/python figures/make.py --check
 
 # TransformerLens 3.9 has the class HookedTransformer that 4 removed; the laws of patching also hold there. An environment

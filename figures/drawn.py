@@ -1,12 +1,13 @@
-"""What each figure shows: the result that it is drawn from, how it is drawn, and the numbers that are kept beside it.
+"""What each figure shows: the result that it is drawn from, and how it is drawn.
 
-Results are computed once, kept in runs/figures, and drawn again in seconds; `make.py --again` computes them anew.
+Results are computed once, kept in figures/saved, and drawn again in seconds; `make.py --again` computes them anew.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from taia_lens.tuning.run import tune
 from taia_lens.tuning.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-SAVED, SHARED = ROOT / "runs" / "figures", ROOT.parent / "shared"
+SAVED, SHARED = ROOT / "figures" / "saved", ROOT.parent / "shared"
 HEAD = 0
 
 
@@ -37,7 +38,7 @@ def all_layers() -> xr.Dataset:
 
 def attributed() -> xr.Dataset:
     """`taia-lens attribute --component attn,mlp --limit 150`."""
-    return tl.attribution(tl.demo_pair(), tl.demo_suite().limit(150, seed=0), component=["attn", "mlp"], check=4)
+    return tl.attribution(tl.demo_pair(), _halves()[0], component=["attn", "mlp"], check=4)
 
 
 def grid() -> xr.Dataset:
@@ -47,21 +48,60 @@ def grid() -> xr.Dataset:
 
 def credit() -> xr.Dataset:
     """`taia-lens layers --limit 150 --budget 248`."""
-    rows = tl.demo_suite().limit(150, seed=0)
-    return tl.layers(tl.demo_pair(), rows, sampling=tl.Sampling(budget=248), batch_size=128)
+    return tl.layers(tl.demo_pair(), _halves()[0], sampling=tl.Sampling(budget=248), batch_size=128)
+
+
+def _halves() -> tuple[tl.Suite, tl.Suite]:
+    """Prompts that choose, and those that judge."""
+    suite = tl.demo_suite()
+    choosing = suite.limit(150, seed=0)
+    seen = {row.id for row in choosing.rows}
+    return choosing, replace(suite, name="judging", rows=tuple(row for row in suite.rows if row.id not in seen))
+
+
+def _judged(recipes: dict[str, str], metrics: list[str]) -> xr.Dataset:
+    texts = {name: tl.parse_recipe(text) for name, text in recipes.items()}
+    return tl.compare(tl.demo_pair(), _halves()[1], metrics=metrics, controls=tl.Controls(seeds=0, scales=()), recipes=texts)
+
+
+def judged_parts() -> xr.Dataset:
+    """Notebook 02: the parts that `credit` names, by themselves and taken out, on prompts that did not choose them."""
+    return _judged(
+        {
+            "base + helpful parts": "base; graft L0.attn <- tuned",
+            "tuned - harmful parts": "tuned; graft L14.mlp <- base; graft L15.mlp <- base",
+        },
+        ["accuracy"],
+    )
+
+
+def judged_ffns() -> xr.Dataset:
+    """Notebook 05: the FFNs whose patch helps most, grafted."""
+    ffns = "base; graft L0.mlp <- tuned; graft L12.mlp <- tuned; graft L11.mlp <- tuned"
+    return _judged({"3 FFNs, grafted": ffns, "L0.attn, grafted": "base; graft L0.attn <- tuned"}, ["logprob", "accuracy"])
+
+
+def _truth() -> tuple[tl.Loaded, tl.Suite, tl.Suite]:
+    return tl.demo_pair().loaded("base"), tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(200)
 
 
 def ranked() -> xr.Dataset:
-    """The bench of rankers of notebooks/03_lofit_heads.ipynb."""
-    base, train, test = tl.demo_pair().loaded("base"), tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(200)
+    """Notebook 03: LoFiT's and ITI's rankings, and the causal check."""
+    base, train, test = _truth()
     selecting, tuning = (replace(of(base.n_parameters), batch_size=16) for of in (tl.lofit.select_settings, tl.lofit.tune_settings))
     return tl.heads(base, train, test, by=("lofit", "iti"), k=13, draws=2, options=Options(selecting=selecting), settings=tuning)
 
 
+def selected() -> xr.Dataset:
+    """Notebook 03: LoFiT's first step by itself, with its training curve."""
+    base, train, _ = _truth()
+    return tl.lofit.select(base, train, settings=replace(tl.lofit.select_settings(base.n_parameters), batch_size=16))
+
+
 def steered() -> xr.Dataset:
     """ITI by strength on the demo base's truth task, with two random directions."""
-    train, test = tl.demo_suite("truth-train"), tl.demo_suite("truth").limit(200)
-    return tl.steer(tl.demo_pair().loaded("base"), train, test, k=13, controls=2)
+    base, train, test = _truth()
+    return tl.steer(base, train, test, k=13, controls=2)
 
 
 def transferred() -> xr.Dataset:
@@ -74,29 +114,42 @@ def transferred() -> xr.Dataset:
     return tl.transfer(tl.demo_pair().loaded("base"), tasks, k=13, draws=2)
 
 
-def own_model() -> xr.Dataset:
-    """The grid of notebooks/04_your_own_models.ipynb: a small story model, tuned on Wikipedia. Needs shared/ beside the project."""
-    folder, data = SHARED / "models" / "stories260K", SHARED / "data"
-    wiki, stories = data / "wikitext2", data / "tinystories" / "data.txt"
-
-    def articles(path: Path, limit: int) -> tl.Suite:
-        return readers.read("wikitext", path, form="paragraphs", words=60, limit=200, domain="id").limit(limit)
-
-    suites = [articles(wiki / "test.txt", 60), readers.read("tinystories", stories, words=60, limit=60, domain="ood")]
+@contextmanager
+def _own_pair() -> Iterator[tl.Pair]:
+    """Notebook 04: a small story model, tuned on Wikipedia. Needs shared/ beside the project."""
+    folder, valid = SHARED / "models" / "stories260K", SHARED / "data" / "wikitext2" / "valid.txt"
     with tempfile.TemporaryDirectory() as work:
-        tl.save_suite(articles(wiki / "valid.txt", 200), Path(work) / "train.jsonl")
+        tl.save_suite(_articles(valid, 200), Path(work) / "train.jsonl")
         tune(folder, Path(work) / "train.jsonl", Path(work) / "tuned", Settings(lr=2e-3, epochs=3, batch_size=16, micro_batch=16))
-        return tl.compare(tl.load_pair(folder, Path(work) / "tuned"), suites, controls=tl.Controls(seeds=2))
+        yield tl.load_pair(folder, Path(work) / "tuned")
+
+
+def _articles(path: Path, limit: int) -> tl.Suite:
+    return readers.read("wikitext", path, form="paragraphs", words=60, limit=200, domain="id").limit(limit)
+
+
+def own_grid() -> xr.Dataset:
+    """Notebook 04: what it gained and what that cost."""
+    stories = readers.read("tinystories", SHARED / "data" / "tinystories" / "data.txt", words=60, limit=60, domain="ood")
+    with _own_pair() as pair:
+        suites = [_articles(SHARED / "data" / "wikitext2" / "test.txt", 60), stories]
+        return tl.compare(pair, suites, controls=tl.Controls(seeds=2))
+
+
+def own_anatomy() -> xr.Dataset:
+    """Notebook 04: the update itself."""
+    with _own_pair() as pair:
+        return tl.anatomy(pair)
 
 
 def patched() -> xr.Dataset:
-    """The patches of notebooks/05_patch_is_not_graft.ipynb."""
-    return tl.patch(tl.demo_pair(), tl.demo_suite().limit(150, seed=0), component=["attn", "mlp"], metrics=["logprob"])
+    """Notebook 05: every layer, patched."""
+    return tl.patch(tl.demo_pair(), _halves()[0], component=["attn", "mlp"], metrics=["logprob"])
 
 
 def grafted() -> xr.Dataset:
-    """Its grafts."""
-    return tl.layers(tl.demo_pair(), tl.demo_suite().limit(150, seed=0), views=["alone"], metrics=["logprob"])
+    """Notebook 05: every layer, grafted."""
+    return tl.layers(tl.demo_pair(), _halves()[0], views=["alone"], metrics=["logprob"])
 
 
 def _first_ood() -> tl.suite.Row:
@@ -120,10 +173,7 @@ def anatomy() -> xr.Dataset:
 
 def drifted() -> xr.Dataset:
     """`taia-lens drift --limit 150`."""
-    return tl.drift(tl.demo_pair(), tl.demo_suite().limit(150, seed=0))
-
-
-Records = list[dict]
+    return tl.drift(tl.demo_pair(), _halves()[0])
 
 
 @dataclass(frozen=True)
@@ -131,19 +181,17 @@ class Drawn:
     """A figure.
 
     Attributes:
-        compute: Makes the result that it is drawn from; its name is the result's.
+        compute: Makes the result that it is drawn from; its name is the saved result's.
         summarise: Result to summary.
         draw: Summary to figure.
-        records: Summary to the numbers that are kept as JSON.
-        check: Whether `make.py --check` computes it again; not where that takes minutes, or trains: what is trained moves with rounding.
-        needs_shared: Whether it needs real models and data that lie beside the project.
+        quick: Whether `make.py --check` computes it again; else it takes minutes, or trains, and what is trained moves with rounding.
+        needs_shared: Whether it is computed from real models and data that lie beside the project.
     """
 
     compute: Callable[[], xr.Dataset]
     summarise: Callable[[xr.Dataset], xr.Dataset]
     draw: Callable[[xr.Dataset], go.Figure]
-    records: Callable[[xr.Dataset], Records]
-    check: bool = True
+    quick: bool = True
     needs_shared: bool = False
 
 
@@ -164,47 +212,40 @@ def _alone_gains(summary: xr.Dataset) -> go.Figure:
     return tl.gains_figure(summary, view="alone")
 
 
-def _pattern_records(result: xr.Dataset) -> Records:
-    return result.pattern.to_series().rename("share").reset_index().to_dict("records")
-
-
 def _itself(result: xr.Dataset) -> xr.Dataset:
     return result
 
 
-def _patching(compute: Callable[[], xr.Dataset], draw: Callable[[xr.Dataset], go.Figure]) -> Drawn:
-    return Drawn(compute, tl.patch_summary, draw, tl.tables.records)
-
-
-def _layers(compute: Callable[[], xr.Dataset], draw: Callable[[xr.Dataset], go.Figure], *, check: bool) -> Drawn:
-    return Drawn(compute, tl.layers_summary, draw, tl.tables.layers_records, check)
-
-
-def _ranking(draw: Callable[[xr.Dataset], go.Figure]) -> Drawn:
-    return Drawn(ranked, tl.heads_summary, draw, tl.tables.heads_records, check=False)
+def _history(result: xr.Dataset) -> xr.Dataset:
+    return tl.training_history({"LoFiT's first step": result.attrs["training"]})
 
 
 FIGURES = {
-    "01_quickstart": _patching(one_layer, tl.patch_figure),
-    "01_quickstart_layers": _patching(all_layers, tl.patch_figure),
-    "02_compare": Drawn(grid, tl.grid_summary, tl.compare_figure, tl.tables.grid_records),
-    "02_plane": Drawn(grid, tl.grid_summary, tl.plane_figure, tl.tables.grid_records),
-    "02_layers": _layers(credit, tl.layers_figure, check=False),
-    "02_gains": _layers(credit, _shapley_gains, check=False),
-    "02_shapley": _layers(credit, tl.shapley_figure, check=False),
-    "03_heads": _ranking(tl.head_maps_figure),
-    "03_agreement": _ranking(tl.agreement_figure),
-    "03_check": _ranking(tl.heads_figure),
-    "04_compare": Drawn(own_model, tl.grid_summary, tl.compare_figure, tl.tables.grid_records, check=False, needs_shared=True),
-    "05_patched": _patching(patched, tl.gains_figure),
-    "05_grafted": _layers(grafted, _alone_gains, check=True),
-    "recovered": _patching(all_layers, tl.recovered_figure),
-    "cumulative": _layers(credit, tl.cumulative_figure, check=False),
-    "lens": Drawn(spoken, _itself, tl.lens_figure, tl.tables.lens_records),
-    "attribution": Drawn(attributed, attribution_summary, tl.plots.attribution_figure, tl.tables.check_records),
-    "transfer": Drawn(transferred, tl.transfer_summary, tl.transfer_figure, tl.tables.transfer_records, check=False),
-    "steering": Drawn(steered, tl.steering_summary, tl.steering_figure, tl.tables.steering_records, check=False),
-    "attention": Drawn(looked, _itself, tl.attention_figure, _pattern_records),
-    "anatomy": Drawn(anatomy, _itself, tl.anatomy_figure, tl.tables.anatomy_records),
-    "drift": Drawn(drifted, tl.drift_summary, tl.drift_figure, tl.tables.drift_records),
+    "01_quickstart": Drawn(one_layer, tl.patch_summary, tl.patch_figure),
+    "01_quickstart_layers": Drawn(all_layers, tl.patch_summary, tl.patch_figure),
+    "02_compare": Drawn(grid, tl.grid_summary, tl.compare_figure),
+    "02_plane": Drawn(grid, tl.grid_summary, tl.plane_figure),
+    "02_layers": Drawn(credit, tl.layers_summary, tl.layers_figure, quick=False),
+    "02_gains": Drawn(credit, tl.layers_summary, _shapley_gains, quick=False),
+    "02_shapley": Drawn(credit, tl.layers_summary, tl.shapley_figure, quick=False),
+    "02_judged": Drawn(judged_parts, tl.grid_summary, tl.compare_figure),
+    "03_heads": Drawn(ranked, tl.heads_summary, tl.head_maps_figure, quick=False),
+    "03_agreement": Drawn(ranked, tl.heads_summary, tl.agreement_figure, quick=False),
+    "03_check": Drawn(ranked, tl.heads_summary, tl.heads_figure, quick=False),
+    "03_training": Drawn(selected, _history, tl.training_figure, quick=False),
+    "04_compare": Drawn(own_grid, tl.grid_summary, tl.compare_figure, quick=False, needs_shared=True),
+    "04_anatomy": Drawn(own_anatomy, _itself, tl.anatomy_figure, quick=False, needs_shared=True),
+    "05_patched": Drawn(patched, tl.patch_summary, tl.gains_figure),
+    "05_grafted": Drawn(grafted, tl.layers_summary, _alone_gains),
+    "05_judged": Drawn(judged_ffns, tl.grid_summary, tl.compare_figure),
+    "recovered": Drawn(all_layers, tl.patch_summary, tl.recovered_figure),
+    "cumulative": Drawn(credit, tl.layers_summary, tl.cumulative_figure, quick=False),
+    "attribution": Drawn(attributed, attribution_summary, tl.plots.attribution_figure),
+    "attribution_check": Drawn(attributed, attribution_summary, tl.plots.check_figure),
+    "transfer": Drawn(transferred, tl.transfer_summary, tl.transfer_figure, quick=False),
+    "steering": Drawn(steered, tl.steering_summary, tl.steering_figure, quick=False),
+    "lens": Drawn(spoken, _itself, tl.lens_figure),
+    "attention": Drawn(looked, _itself, tl.attention_figure),
+    "anatomy": Drawn(anatomy, _itself, tl.anatomy_figure),
+    "drift": Drawn(drifted, tl.drift_summary, tl.drift_figure),
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taia_lens.explorer import explore
     from taia_lens.export import export_graft
     from taia_lens.export.scales import export_scales
+    from taia_lens.images import write_image
     from taia_lens.loaded import Loaded
     from taia_lens.loading import load_one, load_pair
     from taia_lens.pair import Pair
@@ -162,6 +163,7 @@ _HOME = {
     "transfer_figure": "plots",
     "transfer_summary": "summaries",
     "unload_ipython_extension": "shown",
+    "write_image": "images",
     "write_report": "report",
 }
 __all__ = [
@@ -251,6 +253,7 @@ __all__ = [
     "transfer",
     "transfer_figure",
     "transfer_summary",
+    "write_image",
     "write_report",
 ]
 

@@ -10,12 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import nbformat
 import pytest
-from browser import SCREENSHOTS, chromium_path
-from playwright.sync_api import Page, Request, Route, sync_playwright
+from browser import SCREENSHOTS, chromium_path, playwright_api
 
+playwright = playwright_api()
 SCRIPT = "<script>document.title = 'broken'</script>"
 CELLS = (
     """%load_ext taia_lens
@@ -87,9 +88,9 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
+def page() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 2600})
         page.set_default_timeout(60_000)
         yield page
@@ -97,11 +98,11 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def watched(page: Page, address: str) -> list[str]:
+def watched(page: Any, address: str) -> list[str]:
     """What goes wrong on the page from here on: errors, dialogs, and requests to anyone but its own server, which get no answer."""
     wrong: list[str] = []
 
-    def only_ours(route: Route, request: Request) -> None:
+    def only_ours(route: Any, request: Any) -> None:
         if request.url.startswith((address, "data:", "blob:")):
             route.continue_()
         else:
@@ -115,13 +116,13 @@ def watched(page: Page, address: str) -> list[str]:
     return wrong
 
 
-def looks(page: Page, name: str) -> None:
+def looks(page: Any, name: str) -> None:
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"jupyterlab_{name}.png")
 
 
 @pytest.mark.slow
-def test_a_notebook_shows_everything_and_a_click_on_a_cell_lists_its_examples(lab: str, page: Page) -> None:
+def test_a_notebook_shows_everything_and_a_click_on_a_cell_lists_its_examples(lab: str, page: Any) -> None:
     wrong = watched(page, lab)
     page.goto(f"{lab}/lab/tree/seen.ipynb?token=secret&reset")
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")

@@ -348,3 +348,12 @@ def test_finer_parts_are_summed_up_by_component(lora: Pair, suite: Suite) -> Non
     assert (cell.component_shapley_low <= cell.component_shapley).all() and (cell.component_shapley <= cell.component_shapley_high).all()
     np.testing.assert_allclose(summary.component_shapley.sum("component"), summary.shapley.sum("part"))
     assert "component_shapley" not in summaries.layers_summary(layers(lora, suite, views=["shapley"], metrics=["logprob"], sampling=SMALL))
+    # The sums are tested as parts of their own would be: over examples and over sampled orders.
+    of = np.where(own, "mlp", "attn")
+    coarse = xr.Dataset({name: result[name].groupby(xr.DataArray(of, dims="part", name="part")).sum() for name in ("shapley", "pairs")})
+    coarse = coarse.transpose("pair", "metric", "layer", "part", ...).merge(result[["base", "vanilla"]]).assign_attrs(result.attrs)
+    tested = summaries.layers_summary(coarse)
+    for name in ("p", "q"):
+        expected = tested[f"shapley_{name}"].sel(part=summary.component.values).values
+        np.testing.assert_allclose(summary[f"component_shapley_{name}"].values, expected, rtol=1e-9)
+    assert np.isfinite(summary.component_shapley_p.values).any()

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from browser import SCREENSHOTS, chromium_path, playwright_api
+from conftest import ROOT
 from reports import IMAGE, SCRIPT, generated_result, layers_result, patch_result, write
 
+from taia_lens import results
 from taia_lens.report import write_report
 from taia_lens.summaries.changed import changed
 
@@ -127,13 +128,31 @@ def test_every_figure_is_drawn_and_nothing_overflows(opened: Open, width: int, s
     keep(page, f"{width}-{scheme}")
 
 
-def test_it_opens_in_under_two_seconds(opened: Open) -> None:
-    """The best of three: a machine that does something else at the time is not what is measured."""
-    times = []
-    for _ in range(3):
-        page = opened()
-        times.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
-    assert 0 < min(times) < SECONDS
+@pytest.fixture(scope="module")
+def demo_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that is known of the demo pair, on all its prompts: the results that figures/ is drawn from."""
+    root = tmp_path_factory.mktemp("demo")
+    found = {path.stem: results.load(path) for path in sorted((ROOT / "figures" / "saved").glob("*.nc")) if "own" not in path.stem}
+    assert {"grid", "credit", "all_layers", "ranked", "anatomy", "drifted"} <= found.keys()
+    return write_report([write(root / name, result) for name, result in found.items()], root / "report.html")
+
+
+def first_figure(page: Any) -> float:
+    """Seconds from opening the file until a figure is seen."""
+    page.locator(".plot").first.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelector('.plot .main-svg')", polling="raf")
+    return float(page.evaluate("performance.now()")) / 1000
+
+
+@pytest.mark.slow
+def test_the_whole_demo_is_one_small_file_that_opens_in_under_two_seconds(opened: Open, demo_report: Path) -> None:
+    """The best of five: a machine that does something else at the time is not what is measured."""
+    assert demo_report.stat().st_size < 10_000_000
+    assert 0 < min(first_figure(opened(demo_report)) for _ in range(5)) < SECONDS
+    page = opened(demo_report)
+    places = draw_all(page)
+    assert len(places) > 15 and all(place.locator(".trace, .heatmaplayer image").count() > 0 for place in places)
+    keep(page, "demo")
 
 
 @pytest.mark.parametrize("run", [0, 1, 2])
@@ -309,4 +328,3 @@ def test_fifty_layers_of_many_examples_open_too(opened: Open, tmp_path: Path) ->
     select = page.locator(".cells select").last
     select.select_option(index=63)
     assert counts(page, 0)[3] == 100
-    assert np.isfinite(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taia_lens"
 # Lowest first; a module imports from levels below its own only.
 LEVELS: list[set[str]] = [
     {"errors", "html"},
-    {"sites", "metric_names", "stats", "answers"},
+    {"sites", "metric_names", "stats", "answers", "images"},
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
     {"readers", "batch", "loaded", "results", "store"},
@@ -53,6 +53,7 @@ LIGHT = (
     "explorer",
     "shown",
     "report",
+    "images",
 )
 HEAVY = {"torch", "transformers", "transformer_lens", "peft", "safetensors"}
 

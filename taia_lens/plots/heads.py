@@ -48,11 +48,18 @@ def head_maps_figure(summary: xr.Dataset) -> go.Figure:
     over = "" if seeds == 1 else f" in at least one of {seeds} seeds (thick: in all)"
     notes = [
         models(summary.attrs),
+        _ranked_on(summary),
         f"outlined: top {k} of {n} heads{over}; bars: how many of them in each layer",
         "dark to light: from the least to the largest score; where scores have both signs, white is 0; grey: no score",
     ]
     title = "Which heads each ranker chooses" if len(names) > 1 else f"Which heads {shown(names[0], 24)} chooses"
     return framed(figure, title, notes, inside=stack.inside, below=52, panels=2)
+
+
+def _ranked_on(summary: xr.Dataset) -> str:
+    """The rows that rankers learned from; nothing where the result does not say."""
+    train = summary.attrs.get("train", {})
+    return f"ranked on suite {shown(train['name'], 40)}, n = {train['n']}" if "n" in train else ""
 
 
 def _title(one: xr.Dataset) -> str:
@@ -149,6 +156,7 @@ def agreement_figure(summary: xr.Dataset) -> go.Figure:
     _add_matrix(figure, summary, summary.tau.values, "tau", {"zmin": -1, "zmax": 1, "colorscale": DIVERGING}, stack, 2)
     notes = [
         models(summary.attrs),
+        _ranked_on(summary),
         f"on the diagonal: between seeds of one ranker, grey where it draws nothing; chance shares {chance:.0%}",
         "dot: not beyond chance (hypergeometric, 5% after Benjamini-Hochberg)" + NARROWER * (len(names) > NARROW),
     ]

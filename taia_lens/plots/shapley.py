@@ -40,7 +40,7 @@ def shapley_figure(summary: xr.Dataset) -> go.Figure:
         title_y(figure, row, block, "Shapley value")
     _label(figure, summary, len(blocks))
     figure.update_layout(barmode="relative")
-    what = "bars: sums over a layer's parts" if fine else f"faint: {CORRECTED}"
+    what = ("bars: sums over a layer's parts; " if fine else "") + f"faint: {CORRECTED}"
     notes = [group_note(summary), f"{what}; lines: 95% bootstrap intervals over examples, each around its bar's end", _checked(summary)]
     names = len(_components(summary)) + ("rest_shapley" in summary)
     title = "Which layers carry vanilla - base: Shapley values"
@@ -84,7 +84,7 @@ def _add_panel(figure: go.Figure, group: xr.Dataset, row: int, column: int, *, n
         cells = group.sel(component=name) if "component_shapley" in group else group.sel(part=name)
         view = "component_shapley" if "component_shapley" in group else "shapley"
         value, low, high = (np.nan_to_num(cells[f"{view}{end}"].values) for end in ("", "_low", "_high"))
-        q = np.nan_to_num(cells.shapley_q.values, nan=1.0) if view == "shapley" else np.zeros(len(layers))
+        q = np.nan_to_num(cells[f"{view}_q"].values, nan=1.0)
         colour = COLOURS.get(name, COLOURS["head"])
         hovers = gain_hovers(cells, view) if view == "shapley" else [_summed(cells, k) for k in range(len(layers))]
         at = cell_of(group) | {"view": "shapley"} | ({"part": name} if view == "shapley" else {"component": name})

@@ -31,7 +31,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Scorable:
     """Several things whose scores are asked for: recipes on a pair, or scales on a model.
 
     Attributes:
@@ -53,7 +53,7 @@ class Asked:
         return {**self.depends[i], "content": piece.key}
 
 
-def scored(asked: Asked, suites: Sequence[Prepared], store: CellStore | None, bar: tqdm, work: Work) -> list[list[Scores]]:
+def scored(asked: Scorable, suites: Sequence[Prepared], store: CellStore | None, bar: tqdm, work: Work) -> list[list[Scores]]:
     """The scores of each thing asked for, on each suite; a cell goes into the store as soon as it is finished."""
     pieces = [piece for suite in suites for piece in suite.pieces]
     cells, missing = _found(asked, pieces, store)
@@ -70,7 +70,7 @@ def scored(asked: Asked, suites: Sequence[Prepared], store: CellStore | None, ba
     ]
 
 
-def _found(asked: Asked, pieces: Sequence[Piece], store: CellStore | None) -> tuple[dict[str, Cell], list[tuple[int, Piece]]]:
+def _found(asked: Scorable, pieces: Sequence[Piece], store: CellStore | None) -> tuple[dict[str, Cell], list[tuple[int, Piece]]]:
     """Cells by key, and which are missing; where two would be one (the same recipe, the same rows), it is missing once."""
     cells: dict[str, Cell] = {}
     missing: dict[str, tuple[int, Piece]] = {}
@@ -86,7 +86,7 @@ def _found(asked: Asked, pieces: Sequence[Piece], store: CellStore | None) -> tu
 
 
 def _computed(
-    asked: Asked, missing: Sequence[tuple[int, Piece]], shares: Mapping[Reads, float], work: Work
+    asked: Scorable, missing: Sequence[tuple[int, Piece]], shares: Mapping[Reads, float], work: Work
 ) -> Iterator[tuple[int, Piece, Scored]]:
     """Piece by piece all that can be read together; then, one by one, what needs a model of its own for a while."""
     together: dict[Piece, list[int]] = {}
@@ -106,7 +106,9 @@ def _computed(
                 work.parts.extend(shares[reads] for reads in (piece.how.reads if isinstance(piece.how, Reading) else ()))
 
 
-def _read(asked: Asked, reading: Reading, which: Sequence[int], shares: Mapping[Reads, float], work: Work) -> Iterator[tuple[int, Scored]]:
+def _read(
+    asked: Scorable, reading: Reading, which: Sequence[int], shares: Mapping[Reads, float], work: Work
+) -> Iterator[tuple[int, Scored]]:
     """Several on one piece: each as soon as the last of the piece's forwards has it."""
     found: dict[int, list[np.ndarray]] = {i: [] for i in which}
     for reads in reading.reads:

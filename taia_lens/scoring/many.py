@@ -14,7 +14,7 @@ from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
 from taia_lens.recipe import Graft, Recipe
 from taia_lens.scales import Scales
-from taia_lens.scoring.cells import Asked, Work, scored
+from taia_lens.scoring.cells import Scorable, Work, scored
 from taia_lens.scoring.depends import depends_on, scales_depend_on
 from taia_lens.scoring.suites import Prepared, Scores
 from taia_lens.store import CellStore
@@ -38,7 +38,7 @@ def score_recipes(
         For each recipe, its scores on each suite.
     """
     _check_positions(recipes, suites)
-    asked = Asked(
+    asked = Scorable(
         depends=[depends_on(pair, recipe, "") for recipe in recipes],
         device=pair.device,
         parts=lambda which, reads: parts_of_recipes(pair, [recipes[i] for i in which], reads),
@@ -83,7 +83,7 @@ def score_many_scales(
         one = scales[i]
         return nullcontext(model.model) if one is None else scaled(model.model, one)
 
-    asked = Asked(
+    asked = Scorable(
         depends=[scales_depend_on(model, one, "") for one in scales],
         device=model.device,
         parts=lambda which, reads: parts_of_scales(model, [scales[i] for i in which], reads),

@@ -37,7 +37,7 @@ Indices = str | int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sites:
     """Which sites are credited, laid out along the result's dims."""
 
     components: tuple[str, ...]
@@ -104,7 +104,7 @@ def attribution(
     options = Options(metric=metric, batch_size=batch_size, seed=seed, steps=steps)
     if check < 0:
         raise TaiaLensError(f"check is {check}; write 0 or more sites to patch really")
-    pieces = [_piece(some, plan.positions) for some in asked_with_gradients(pair, suite, options)]
+    pieces = [_placed(some, plan.positions) for some in asked_with_gradients(pair, suite, options)]
     labels = _labels(pieces)
     with tqdm(total=_passes(plan, pieces, options, check), desc="attribution", unit="pass", leave=False, disable=not progress) as bar:
         ends, effect = _credited(pair, plan, pieces, labels, len(suite), steps, bar)
@@ -127,19 +127,19 @@ def attribution(
     return _with_check(out, spots, effect, real - ends[0])
 
 
-def _plan(pair: Pair, component: str | Sequence[str], layers: Indices, positions: str, source: str) -> Plan:
+def _plan(pair: Pair, component: str | Sequence[str], layers: Indices, positions: str, source: str) -> Sites:
     """Check what is asked against the pair's shape."""
     components = patchable(component, with_heads=False)
     heads = tuple(range(pair.shape.n_heads)) if components == ("head",) else ()
-    return Plan(components, select(layers, pair.shape.n_layers, "layer"), heads, parse_each(positions), side_of(source, "source"))
+    return Sites(components, select(layers, pair.shape.n_layers, "layer"), heads, parse_each(positions), side_of(source, "source"))
 
 
-def _passes(plan: Plan, pieces: Sequence[Piece], options: Options, check: int) -> int:
+def _passes(plan: Sites, pieces: Sequence[Placed], options: Options, check: int) -> int:
     return len(pieces) * (max(1, options.steps * len(plan.hooks)) + 2 * check)
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Placed:
     """Some rows, and what the position of each of their tokens is called: NOWHERE at padding."""
 
     some: Asked
@@ -149,23 +149,23 @@ class Piece:
 NOWHERE = -(2**31)
 
 
-def _piece(some: Asked, positions: str) -> Piece:
+def _placed(some: Asked, positions: str) -> Placed:
     batch = some.batch
     index = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
     if positions == "each-from-end":  # the first read predicts the answer: choices of any length have their prompt's end there
         width = torch.full_like(batch.last, batch.tokens.shape[1])
         index = index - 1 - width.scatter_reduce(0, some.sequences, some.positions, "amin")[:, None]
-    return Piece(some, torch.where(batch.mask, index, NOWHERE))
+    return Placed(some, torch.where(batch.mask, index, NOWHERE))
 
 
-def _labels(pieces: Sequence[Piece]) -> range:
+def _labels(pieces: Sequence[Placed]) -> range:
     """The positions that some prompt has."""
     found = torch.cat([piece.where[piece.some.batch.mask].cpu() for piece in pieces])
     return range(int(found.min()), int(found.max()) + 1)
 
 
 def _credited(
-    pair: Pair, plan: Plan, pieces: Sequence[Piece], labels: range, n: int, steps: int, bar: tqdm
+    pair: Pair, plan: Sites, pieces: Sequence[Placed], labels: range, n: int, steps: int, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values of host and donor, and the credit (component, layer[, head][, pos], example)."""
     places = () if plan.positions == "all" else (len(labels),)
@@ -181,7 +181,7 @@ def _credited(
     return ends, effect
 
 
-def _by_position(piece: Piece, product: Tensor, labels: range) -> np.ndarray:
+def _by_position(piece: Placed, product: Tensor, labels: range) -> np.ndarray:
     """A product (batch, pos[, head]) as ([head,] position, row), summed over each row's sequences; NaN where a row has no such position."""
     some, mask = piece.some, piece.some.batch.mask
     at = (piece.where[mask] - labels.start, some.owner[mask.nonzero()[:, 0]])
@@ -192,7 +192,7 @@ def _by_position(piece: Piece, product: Tensor, labels: range) -> np.ndarray:
     return rearrange(out.cpu().numpy(), "position row ... -> ... position row")
 
 
-def _tokens(pair: Pair, pieces: Sequence[Piece], labels: range) -> list[str]:
+def _tokens(pair: Pair, pieces: Sequence[Placed], labels: range) -> list[str]:
     return tokens_at(by_length([piece.some.batch for piece in pieces]), labels, pair.tokenizer)
 
 
@@ -209,7 +209,7 @@ class Spot:
         return str(self.site) if self.pos is None else f"{self.site} @{self.pos}"
 
 
-def _chosen(plan: Plan, labels: range, effect: np.ndarray, check: int, seed: int) -> list[Spot]:
+def _chosen(plan: Sites, labels: range, effect: np.ndarray, check: int, seed: int) -> list[Spot]:
     """The sites of the largest credit over all prompts, and as many others drawn at random."""
     known = np.flatnonzero(~np.isnan(effect).all(-1))
     order = known[np.argsort(-np.abs(np.nansum(effect, -1)).ravel()[known], kind="stable")]
@@ -218,14 +218,14 @@ def _chosen(plan: Plan, labels: range, effect: np.ndarray, check: int, seed: int
     return [_spot(plan, labels, effect.shape[:-1], int(i), why) for some, why in ((strong, "strong"), (drawn, "random")) for i in some]
 
 
-def _spot(plan: Plan, labels: range, shape: tuple[int, ...], flat: int, why: str) -> Spot:
+def _spot(plan: Sites, labels: range, shape: tuple[int, ...], flat: int, why: str) -> Spot:
     at = tuple(int(i) for i in np.unravel_index(flat, shape))
     head = plan.heads[at[2]] if plan.heads else None
     pos = None if plan.positions == "all" else labels[at[-1]]
     return Spot(Site(plan.components[at[0]], plan.layers[at[1]], head), pos, at, why)
 
 
-def _patched(pair: Pair, plan: Plan, spots: Sequence[Spot], piece: Piece, store: CellStore | None, bar: tqdm) -> np.ndarray:
+def _patched(pair: Pair, plan: Sites, spots: Sequence[Spot], piece: Placed, store: CellStore | None, bar: tqdm) -> np.ndarray:
     """The metric with each spot patched really, (spot, row)."""
     some, side = piece.some, other(plan.source)
     recipes = [Recipe(side, (Patch(spot.site, plan.source),)) for spot in spots]
@@ -271,7 +271,7 @@ def _with_check(out: xr.Dataset, spots: Sequence[Spot], effect: np.ndarray, chan
     return out.assign_coords(check=[str(spot) for spot in spots], chosen=("check", [spot.why for spot in spots]))
 
 
-def _attrs(pair: Pair, plan: Plan, suite: Suite, options: Options, metric: str) -> dict[str, Any]:
+def _attrs(pair: Pair, plan: Sites, suite: Suite, options: Options, metric: str) -> dict[str, Any]:
     return pair_attrs(pair) | {
         "study": "attribution",
         "metric": metric,

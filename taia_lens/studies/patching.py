@@ -38,7 +38,7 @@ NOISE_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class PatchPlan:
     """Which sites to patch, one at a time, laid out along the result's dims; with `each`, at one of these positions at a time."""
 
     components: tuple[str, ...]
@@ -77,7 +77,7 @@ def plan_patch(
     heads: Indices = None,
     positions: str | int | Sequence[int] = "all",
     source: Side = "tuned",
-) -> Plan:
+) -> PatchPlan:
     """Check what is asked against the pair's shape.
 
     Raises:
@@ -87,7 +87,7 @@ def plan_patch(
     if source not in ("base", "tuned"):
         raise SiteError(f"no source {source!r}; activations come from base or tuned")
     chosen = select(heads, pair.shape.n_heads, "head") if components == ("head",) else ()
-    return Plan(components, select(layers, pair.shape.n_layers, "layer"), chosen, parse_positions(positions, each=True), source)
+    return PatchPlan(components, select(layers, pair.shape.n_layers, "layer"), chosen, parse_positions(positions, each=True), source)
 
 
 def patch(
@@ -174,7 +174,7 @@ def patch_cost(
     return cost(pair, [([plan.recipes[i] for i in plan.on(b)] + [Recipe(side) for side in SIDES], Reads.last(b)) for b in batches])
 
 
-def _laid_out(pair: Pair, plan: Plan, suite: Suite, batch_size: int) -> tuple[Plan, list[Batch]]:
+def _laid_out(pair: Pair, plan: PatchPlan, suite: Suite, batch_size: int) -> tuple[PatchPlan, list[Batch]]:
     """The batches, and the plan with the positions that they have; every row has those asked for and fits, or nothing is run."""
     batches = [batch.to(pair.device) for batch in make_batches(suite, pair.tokenizer, batch_size)]
     longest = max(batch.tokens.shape[1] for batch in batches)
@@ -189,7 +189,7 @@ def _laid_out(pair: Pair, plan: Plan, suite: Suite, batch_size: int) -> tuple[Pl
     return plan, _that_fit(pair, plan, batches)
 
 
-def _that_fit(pair: Pair, plan: Plan, batches: Sequence[Batch]) -> list[Batch]:
+def _that_fit(pair: Pair, plan: PatchPlan, batches: Sequence[Batch]) -> list[Batch]:
     """The batches, cut where the largest of them is more than there is room for: every layer's activations of donor and host are kept."""
     largest = max(batches, key=lambda batch: batch.tokens.numel())
     recipes = [*(Recipe(side) for side in SIDES), *(plan.recipes[i] for i in plan.on(largest))]
@@ -205,7 +205,7 @@ class Kept:
     cells: CellStore | None
 
 
-def _batch_values(pair: Pair, plan: Plan, batch: Batch, names: Sequence[str], kept: Kept, bar: tqdm) -> np.ndarray:
+def _batch_values(pair: Pair, plan: PatchPlan, batch: Batch, names: Sequence[str], kept: Kept, bar: tqdm) -> np.ndarray:
     """Host, donor and every recipe on one batch, (recipe, metric, row); nothing is run where the store has it all."""
     host = other(plan.source)
     patches = plan.recipes
@@ -225,7 +225,7 @@ def _batch_values(pair: Pair, plan: Plan, batch: Batch, names: Sequence[str], ke
     return np.stack([[cell.values[name] for name in names] for cell in cells if cell is not None])
 
 
-def _donor(pair: Pair, plan: Plan, batch: Batch, store: ActivationStore | None) -> dict[Side, Run]:
+def _donor(pair: Pair, plan: PatchPlan, batch: Batch, store: ActivationStore | None) -> dict[Side, Run]:
     """The donor with its activations at the sites asked for, from the store; without one the engine runs it beside the others."""
     hooks = list(dict.fromkeys(site.hook for site in plan.sites))
     return {} if store is None else {plan.source: store.run(pair, plan.source, batch, hooks)}
@@ -249,12 +249,12 @@ def _measured(
             yield i, torch.stack([found[name] for name in names])
 
 
-def _content(plan: Plan, batch: Batch, names: Sequence[str]) -> str:
+def _content(plan: PatchPlan, batch: Batch, names: Sequence[str]) -> str:
     """The key of what a cell's numbers depend on besides models and recipe."""
     return key_of({"patch": [batch.key, plan.source, *names, *(t.tolist() for t in (batch.answer, batch.choices, batch.contrast))]})
 
 
-def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
+def _noise(pair: Pair, plan: PatchPlan, suite: Suite, names: Sequence[str], host: np.ndarray) -> np.ndarray:
     """The noise floor: some rows again, one at a time, with the host patched with itself at every site asked for.
 
     Neither changes anything but rounding, so the mean change of a row is what rounding explains of a mean.
@@ -270,7 +270,7 @@ def _noise(pair: Pair, plan: Plan, suite: Suite, names: Sequence[str], host: np.
     return np.concatenate(changes, axis=1).mean(axis=1)
 
 
-def _attrs(pair: Pair, plan: Plan, suite: Suite, batch_size: int, seed: int) -> dict[str, Any]:
+def _attrs(pair: Pair, plan: PatchPlan, suite: Suite, batch_size: int, seed: int) -> dict[str, Any]:
     return {
         "study": "patch",
         "host": other(plan.source),

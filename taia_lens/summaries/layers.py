@@ -24,7 +24,7 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
         part): mean gain, 95% bootstrap interval over examples, sign-flip p and that p after Benjamini-Hochberg over the view's
         cells. `shapley_se`: the standard error that sampling permutations leaves, which the interval does not hold; `shapley_p` is
         the larger of the two tests, over examples and over sampled orders. Where parts are finer than attn and mlp:
-        `component_shapley`, `_low`, `_high` (group, layer, component), the sums over a layer's parts.
+        `component_shapley`, `_low`, `_high`, `_p`, `_q` (group, layer, component), the sums over a layer's parts.
         `cumulated*` (group, direction, series, layer). `rest_VIEW` (group). `gap` (group): vanilla - base, with interval.
         `shift_VIEW`, with `_low`, `_high`, `_p`, `_q` (metric, layer, part): out-of-distribution gain minus in-domain gain, over
         all suites, where both are there; its p, too, is the larger of the two tests for `shapley`.
@@ -41,7 +41,7 @@ def layers_summary(result: xr.Dataset) -> xr.Dataset:
         out = out.merge(_cumulated(result, found, seed))
     if "pairs" in result:
         by_part = ("group", "layer", "part")
-        out["shapley_se"] = (by_part, np.stack([_standard_error(result, g) for g in found]))
+        out["shapley_se"] = (by_part, np.stack([_spread(_pairs(result, g)) for g in found]))
         orders = _sampling_p(out.shapley.values, out.shapley_se.values, result.sizes["pair"])
         out["shapley_p"] = (by_part, np.fmax(out.shapley_p.values, orders))
         out["shapley_q"] = (by_part, stats.adjust(out.shapley_p.values))
@@ -65,9 +65,18 @@ def _by_component(result: xr.Dataset, found: list[Group], seed: int) -> xr.Datas
     """Shapley values of finer parts, summed over each layer's parts of attention and of the FFN."""
     of = np.array([component_of(str(part)) for part in result.part.values])
     components = [name for name in COMPONENTS if name in of]
-    cells = [np.stack([_of(result, "shapley", g)[:, of == name].sum(1) for name in components], axis=1) for g in found]
+
+    def summed(by_part: np.ndarray, axis: int) -> np.ndarray:
+        return np.stack([by_part.compress(of == name, axis).sum(axis) for name in components], axis)
+
+    cells = [summed(_of(result, "shapley", g), 1) for g in found]
     ends = [stats.mean_interval(c, seed=seed) for c in cells]
-    data = {"component_shapley": np.stack([c.mean(-1) for c in cells])}
+    mean = np.stack([c.mean(-1) for c in cells])
+    p = np.stack([np.where((c == 0).all(-1), np.nan, stats.sign_flip_p(c, seed=seed)) for c in cells])
+    if "pairs" in result:
+        errors = [_spread(summed(_pairs(result, g), 2)) for g in found]
+        p = np.fmax(p, _sampling_p(mean, np.stack(errors), result.sizes["pair"]))
+    data = {"component_shapley": mean, "component_shapley_p": p, "component_shapley_q": stats.adjust(p)}
     data |= {f"component_shapley_{name}": np.stack([e[i] for e in ends]) for i, name in enumerate(("low", "high"))}
     return xr.Dataset({n: (("group", "layer", "component"), v) for n, v in data.items()}, {"component": components})
 
@@ -157,8 +166,13 @@ def _shift_orders(result: xr.Dataset, found: list[Group], out: xr.Dataset) -> xr
     return xr.Dataset({"shift_shapley_p": both, "shift_shapley_q": both.copy(data=stats.adjust(both.values))})
 
 
-def _standard_error(result: xr.Dataset, group: Group) -> np.ndarray:
-    pairs = result.pairs.sel(metric=group.metric, where=f"{group.suite}|{group.domain}").values
+def _pairs(result: xr.Dataset, group: Group) -> np.ndarray:
+    """Each antithetic pair's mean marginals, (pair, layer, part)."""
+    return result.pairs.sel(metric=group.metric, where=f"{group.suite}|{group.domain}").transpose("pair", "layer", "part").values
+
+
+def _spread(pairs: np.ndarray) -> np.ndarray:
+    """The standard error that sampling orders leaves; NaN where one pair tells nothing."""
     if len(pairs) < 2:
         return np.full(pairs.shape[1:], np.nan)
     return np.std(pairs, axis=0, ddof=1) / len(pairs) ** 0.5

@@ -41,7 +41,7 @@ L1_HELP = "Weight of sum |A|. Default: the paper's for a model of this size (5e-
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainOptions:
     """What both commands ask: the model, the data, and how to train."""
 
     options: common.ModelOptions
@@ -114,7 +114,7 @@ def select(
     """
     started = time.time()
     options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
-    asked = Asked(options, data, validation, limit, loss, pairs, epochs, batch_size, micro_batch, patience, seed)
+    asked = TrainOptions(options, data, validation, limit, loss, pairs, epochs, batch_size, micro_batch, patience, seed)
     suite, judge = asked.suites()
     folder = common.run_folder(out, "lofit-select")
     with _opened(asked, None if no_store else store) as (model, cells):
@@ -176,7 +176,7 @@ def fit(
     Example: taia-lens lofit fit --base ./base --data train.jsonl --validation dev.jsonl --k 3% --loss dpo --out truthful
     """
     options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
-    asked = Asked(options, data, validation, limit, loss, pairs, epochs, batch_size, micro_batch, patience, seed)
+    asked = TrainOptions(options, data, validation, limit, loss, pairs, epochs, batch_size, micro_batch, patience, seed)
     if method not in METHODS:
         raise TaiaLensError(f"no method {method!r}; there are {', '.join(METHODS)}")
     named = None if heads is None else tuple(site for text in _split(heads) for site in parse_sites(text))
@@ -210,7 +210,7 @@ def fit(
 
 
 @contextmanager
-def _opened(asked: Asked, store: Path | None) -> Iterator[tuple[Loaded, CellStore | None]]:
+def _opened(asked: TrainOptions, store: Path | None) -> Iterator[tuple[Loaded, CellStore | None]]:
     """The model and the store of finished epochs."""
     with common.maybe_store(store) as cells:
         with common.status("loading"):

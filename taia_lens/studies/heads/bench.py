@@ -107,7 +107,8 @@ def heads(
         said += notes(graft_heads(sites), subject.shape)
     attrs = (pair_attrs(subject) if isinstance(subject, Pair) else model_attrs(base)) | {"study": "heads", "k": number}
     attrs |= {"n_heads": len(sites), "by": list(by), "checks": list(checks), "draws": draws, "seeds": list(seeds), "seed": seed}
-    attrs |= {"train": {"name": train.name, "sha256": train.sha256, "every": int(every)}, "settings": asdict(settings)}
+    n = sum(every or row.domain == "id" for row in train.rows)
+    attrs |= {"train": {"name": train.name, "sha256": train.sha256, "every": int(every), "n": n}, "settings": asdict(settings)}
     attrs |= {"norms": sides[0], "embed": sides[1]} if sides is not None else {}
     attrs |= {"options": asdict(options), "batch_size": batch_size, "notes": said, "suites": suites_attr(prepared)}
     return rankings.merge(arms_dataset(prepared, arms, found, shape)).assign_attrs(attrs | {"versions": results.versions()})
