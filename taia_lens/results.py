@@ -175,8 +175,14 @@ def load(path: str | Path) -> xr.Dataset:
         raise ResultError(f"no result at {path}; give a run folder (its path is what the command printed), or its result.nc") from error
     except (OSError, ValueError) as error:
         raise ResultError(f"cannot read {path}: {error}; the file is damaged or no result") from error
-    attrs = {k: json.loads(v[5:]) if isinstance(v, str) and v.startswith("json:") else v for k, v in result.attrs.items()}
-    return result.assign_attrs(attrs)
+    return result.assign_attrs({name: _as_it_was(value) for name, value in result.attrs.items()})
+
+
+def _as_it_was(value: Any) -> Any:
+    """An attr as it was before `save`; netCDF gives numbers back as numpy's, which JSON does not take."""
+    if isinstance(value, str) and value.startswith("json:"):
+        return json.loads(value[5:])
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_out(out: Path) -> None:

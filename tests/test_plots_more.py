@@ -260,7 +260,7 @@ def test_nothing_to_draw_is_refused_in_words(name: str, dim: str, of: Of) -> Non
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "layer" in case.sizes or name == "anatomy"])
 def test_one_layer_is_drawn(name: str, of: Of) -> None:
     data = of(name)
-    one = data.isel(weight=data.layer.values == 1) if name == "anatomy" else data.isel(layer=[1])
+    one = data.isel(weight=data.layer.values == 0) if name == "anatomy" else data.isel(layer=[1])
     assert CASES[name].draw(one.assign_attrs(n_layers=1) if name == "anatomy" else one).data
 
 

@@ -47,6 +47,14 @@ def test_a_result_reads_back_as_it_was(result: xr.Dataset, tmp_path: Path) -> No
         assert again.attrs == result.attrs and again.attrs["positions"] == [0, -1] and again.attrs["versions"]["torch"]
 
 
+def test_a_result_that_was_read_is_saved_again(result: xr.Dataset, tmp_path: Path) -> None:
+    save(result.assign_attrs(seed=3, share=0.5, sizes=[1, 2]), tmp_path / "first.nc")
+    again = load(tmp_path / "first.nc")
+    save(again, tmp_path / "second.nc")
+    assert load(tmp_path / "second.nc").attrs == again.attrs
+    assert [type(again.attrs[name]) for name in ("seed", "share", "sizes")] == [int, float, list]
+
+
 def test_saving_leaves_the_result_alone(result: xr.Dataset, tmp_path: Path) -> None:
     before = result.copy(deep=True)
     save(result, tmp_path / "result.nc")
