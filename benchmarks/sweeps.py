@@ -95,6 +95,8 @@ def run(options: argparse.Namespace) -> list[report.Record]:
 def _keep(folder: Path, records: Sequence[report.Record]) -> list[report.Record]:
     """Write what was measured beside what was kept of other models and sweeps, and here the tables of all of it."""
     kept = report.merged(report.load(folder / "sweeps.json"), records)
+    models, sweeps = list(SHAPES), list(SWEEPS)
+    kept.sort(key=lambda one: (models.index(one["model"]), sweeps.index(one["sweep"])))  # measured in parts, read in one order
     report.save(kept, folder / "sweeps.json")
     if folder == HERE:
         report.write_block(HERE / "README.md", report.markdown(kept))

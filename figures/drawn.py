@@ -68,8 +68,8 @@ def judged_parts() -> xr.Dataset:
     """Notebook 02: the parts that `credit` names, by themselves and taken out, on prompts that did not choose them."""
     return _judged(
         {
-            "base + helpful parts": "base; graft L0.attn <- tuned",
-            "tuned - harmful parts": "tuned; graft L14.mlp <- base; graft L15.mlp <- base",
+            "base + helpful": "base; graft L0.attn <- tuned",
+            "tuned - harmful": "tuned; graft L14.mlp <- base; graft L15.mlp <- base",
         },
         ["accuracy"],
     )

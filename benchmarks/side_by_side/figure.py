@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from side_by_side.report import OURS, Record, median, to_limit
+from taia_lens import write_image
+from taia_lens.errors import ResultError
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Okabe and Ito's colours, which people who see few colours can tell apart too; ours is black.
 COLOURS = ("#000000", "#999999", "#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9")
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -52,10 +52,9 @@ def _row(one: Record) -> str:
 def write(records: Sequence[Record], folder: Path, runs: Path) -> Path:
     """An SVG in `folder` where a browser can draw it, else a page in `runs`."""
     made = figure(records)
-    if any(shutil.which(browser) for browser in BROWSERS):
-        path = folder / "sweeps.svg"
-        made.write_image(path, width=1000, height=made.layout.height)
-        return path
-    runs.mkdir(exist_ok=True)
-    made.write_html(runs / "sweeps.html", include_plotlyjs=True)
-    return runs / "sweeps.html"
+    try:
+        return write_image(made, folder / "sweeps.svg", width=1000)
+    except ResultError:  # no browser, or no kaleido
+        runs.mkdir(exist_ok=True)
+        made.write_html(runs / "sweeps.html", include_plotlyjs=True)
+        return runs / "sweeps.html"

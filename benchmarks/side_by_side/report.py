@@ -43,10 +43,13 @@ def _versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """What of this package was measured; `-dirty` where files differ from that commit."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """What of this package was measured; `-dirty` where code differs from that commit (tables that this run writes do not count)."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+
+    at = git("rev-parse", "--short", "HEAD")
+    return (at + "-dirty" * bool(git("diff", "--name-only", "HEAD", "--", ":(top)*.py"))) or "unknown"
 
 
 def _processor() -> str:

@@ -26,7 +26,8 @@ def loop(setting: Setting, sweep: Sweep, *, attention: str) -> Job | str:
     return partial(jobs.get(sweep.kind, _patches), setting, sweep, models)
 
 
-def _forward(model: PreTrainedModel, batch: Batch) -> Tensor:
+def forward(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The scores of a batch; only the answers' positions are unembedded."""
     hidden = model.base_model(batch.tokens, attention_mask=batch.mask.long(), use_cache=False).last_hidden_state
     rows = torch.arange(len(batch.rows), device=batch.tokens.device)
     return score(model.get_output_embeddings()(hidden[rows, batch.last]), batch)
@@ -68,7 +69,7 @@ def _patches(setting: Setting, sweep: Sweep, models: dict[Side, PreTrainedModel]
     width, out = setting.pair.shape.d_head, []
     for patch in patches:
         hook = _hook(_module(setting, models["base"], patch.site), patch.site, partial(_put, patch, acts[_place(patch.site)], width))
-        out.append(_forward(models["base"], sweep.batch))
+        out.append(forward(models["base"], sweep.batch))
         hook.remove()
     return torch.stack(out)
 
@@ -93,7 +94,7 @@ def _grafts(setting: Setting, sweep: Sweep, models: dict[Side, PreTrainedModel])
     out = []
     for recipe in sweep.recipes:
         with _swapped(setting, models, recipe):
-            out.append(_forward(models[recipe.host], sweep.batch))
+            out.append(forward(models[recipe.host], sweep.batch))
     return torch.stack(out)
 
 
@@ -133,7 +134,7 @@ def _attribution(setting: Setting, sweep: Sweep, models: dict[Side, PreTrainedMo
     with torch.enable_grad(), ExitStack() as stack:
         for site in (*z, *mlp):
             stack.callback(_hook(_module(setting, models["base"], site), site, partial(track, site)).remove)
-        grads = torch.autograd.grad(_forward(models["base"], sweep.batch).sum(), [mine[site] for site in (*z, *mlp)])
+        grads = torch.autograd.grad(forward(models["base"], sweep.batch).sum(), [mine[site] for site in (*z, *mlp)])
     products = {site: (theirs[site] - mine[site].detach()) * grad for site, grad in zip((*z, *mlp), grads, strict=True)}
     heads = [products[site].unflatten(-1, (setting.pair.shape.n_heads, -1)).sum(-1) for site in z]
     return by_site(heads, [products[site].sum(-1) for site in mlp], sweep.batch.mask)
