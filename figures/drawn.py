@@ -59,26 +59,13 @@ def _halves() -> tuple[tl.Suite, tl.Suite]:
     return choosing, replace(suite, name="judging", rows=tuple(row for row in suite.rows if row.id not in seen))
 
 
-def _judged(recipes: dict[str, str], metrics: list[str]) -> xr.Dataset:
-    texts = {name: tl.parse_recipe(text) for name, text in recipes.items()}
-    return tl.compare(tl.demo_pair(), _halves()[1], metrics=metrics, controls=tl.Controls(seeds=0, scales=()), recipes=texts)
-
-
 def judged_parts() -> xr.Dataset:
     """Notebook 02: the parts that `credit` names, by themselves and taken out, on prompts that did not choose them."""
-    return _judged(
-        {
-            "base + helpful": "base; graft L0.attn <- tuned",
-            "tuned - harmful": "tuned; graft L14.mlp <- base; graft L15.mlp <- base",
-        },
-        ["accuracy"],
-    )
-
-
-def judged_ffns() -> xr.Dataset:
-    """Notebook 05: the FFNs whose patch helps most, grafted."""
-    ffns = "base; graft L0.mlp <- tuned; graft L12.mlp <- tuned; graft L11.mlp <- tuned"
-    return _judged({"3 FFNs, grafted": ffns, "L0.attn, grafted": "base; graft L0.attn <- tuned"}, ["logprob", "accuracy"])
+    recipes = {
+        "base + helpful": tl.parse_recipe("base; graft L0.attn <- tuned"),
+        "tuned - harmful": tl.parse_recipe("tuned; graft L14.mlp <- base; graft L15.mlp <- base"),
+    }
+    return tl.compare(tl.demo_pair(), _halves()[1], controls=tl.Controls(seeds=0, scales=()), recipes=recipes)
 
 
 def _truth() -> tuple[tl.Loaded, tl.Suite, tl.Suite]:
@@ -237,7 +224,6 @@ FIGURES = {
     "04_anatomy": Drawn(own_anatomy, _itself, tl.anatomy_figure, quick=False, needs_shared=True),
     "05_patched": Drawn(patched, tl.patch_summary, tl.gains_figure),
     "05_grafted": Drawn(grafted, tl.layers_summary, _alone_gains),
-    "05_judged": Drawn(judged_ffns, tl.grid_summary, tl.compare_figure),
     "recovered": Drawn(all_layers, tl.patch_summary, tl.recovered_figure),
     "cumulative": Drawn(credit, tl.layers_summary, tl.cumulative_figure, quick=False),
     "attribution": Drawn(attributed, attribution_summary, tl.plots.attribution_figure),

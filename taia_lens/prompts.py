@@ -51,9 +51,11 @@ def read_prompt(pair: Pair, prompt: str | Row) -> Prompt:
     """Read a text, or a suite's row, with a pair's tokenizer; as it stands, with no chat template around it.
 
     Raises:
-        SuiteError: It has no token, or more than the models have positions.
+        SuiteError: It is empty, or has more tokens than the models have positions.
     """
     row = Row("prompt", prompt, "", "id") if isinstance(prompt, str) else prompt
+    if not row.prompt.strip():
+        raise SuiteError("the prompt is empty; write a text")
     encoder = Encoder(pair.tokenizer, Suite("prompt", (row,)))
     text, ids = encoder.prompt(row)
     n_ctx = min(int(model.cfg.n_ctx) for model in pair.models)

@@ -188,7 +188,7 @@ def select(asked: str | int | Sequence[int] | None, n: int, what: str) -> tuple[
         raise SiteError(f"no {what} was named; write a number, a range or all")
     missing = [i for i in chosen if not 0 <= i < n]
     if missing:
-        found = ", ".join(map(str, missing[:5]))
+        found = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise SiteError(f"no {what} {found}: this model has {n} {what}s, 0-{n - 1}; write one of those, a range, or all")
     return chosen
 

@@ -290,6 +290,7 @@ DTYPE_HELP = "auto keeps the checkpoint's own; float32, bfloat16, float16, float
 PICKLE_HELP = "Also read weights from .bin files (pickles can run code when opened)."
 REMOTE_HELP = "Also run modelling code that comes with a checkpoint."
 SUITES_HELP = "Prompts: FILE.jsonl, or id=FILE and ood=FILE to say the domain of all rows; give it several times for several."
+STORE = Path("runs/cells.sqlite")
 STORE_HELP = "Where finished cells are kept, so that an interrupted run goes on where it stopped."
 NORMS_HELP = "Whose norms TAIA and TAIF take: base or tuned. Must be said where they differ."
 EMBED_HELP = "Whose embeddings and unembedding: base or tuned. Must be said where they differ."

@@ -44,7 +44,7 @@ def compare(
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
-    store: Path = typer.Option(Path("runs/cells.sqlite"), help=common.STORE_HELP),
+    store: Path = typer.Option(common.STORE, help=common.STORE_HELP),
     no_store: bool = typer.Option(False, "--no-store", help="Keep no cells."),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/compare-DATE-TIME."),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),

@@ -25,8 +25,9 @@ def report(
 
     Example: taia-lens report runs/patch-20260101-120000 --question "Where does the damage sit?" -o damage.html
     """
+    folders = [run for run in runs if not run.name.startswith(common.STORE.name)]  # runs/* holds the store of finished cells too
     with common.status("reading the runs and drawing"):
         from taia_lens.report import write_report
 
-        path = write_report(runs, out, question=question)
+        path = write_report(folders, out, question=question)
     print(path)

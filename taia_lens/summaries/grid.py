@@ -152,7 +152,7 @@ def _relation(group: xr.Dataset, recipe: str, reference: str) -> str:
     word = {1: "beats", -1: "is worse than", 0: "is not told apart from"}[order]
     numbers = f"{float(cell['diff']):+.3f} [{float(cell.diff_low):+.3f}, {float(cell.diff_high):+.3f}]"
     # An interval that leaves out 0 is not yet a finding among this many: the adjusted p says why.
-    return f"{word} {reference} ({numbers}{'' if order else f', q = {float(cell.q):.2g}'})"
+    return f"{word} {reference} ({numbers}{'' if order else f', q = {float(cell.q):.2g} after correction'})"
 
 
 def _against(group: xr.Dataset, controls: list[str]) -> str:

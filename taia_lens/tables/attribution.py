@@ -38,7 +38,7 @@ def attribution_note(summary: xr.Dataset) -> str:
     cell = summary.isel(check=int(np.argmax(abs(summary.check_attributed - summary.check_patched).values)))
     said, found = float(cell.check_attributed), float(cell.check_patched)
     worst = f"farthest off is {cell.check.item()}: {said:+.3g} attributed, {found:+.3g} when patched ({summary.unit.values[0]})"
-    patched = f"{n['all']} sites were patched really: attribution is off by {off['all']} of what patching does"
+    patched = f"{n['all']} sites were patched really, on all prompts: attribution is off by {off['all']} of what patching does"
     return f"Attribution by {how}. {patched} ({parts}); {r}; {worst}."
 
 

@@ -40,7 +40,7 @@ def _recipes(group: xr.Dataset) -> Table:
     table = Table(box=box.SIMPLE, title=title_of(group), title_justify="left")
     table.add_column("recipe", no_wrap=True)
     for name in ("value [95%]", "- vanilla [95%] q", "- base [95%] q", "- TAIA [95%] q"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")  # on a narrow terminal q goes to a line of its own, and no digit is lost
     for name in group.recipe.values.tolist():
         cell = group.sel(recipe=name)
         row = [f"{float(cell.value):.3f} [{float(cell.low):.3f}, {float(cell.high):.3f}]"]
