@@ -184,7 +184,7 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders(run: Run, models:
 def test_killed_in_the_middle_and_run_again_only_the_rest_is_computed(tmp_path: Path) -> None:
     """On the demo pair, as a process of its own, killed with -9."""
     store, out = tmp_path / "cells.sqlite", tmp_path / "run"
-    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", "compare", "--limit", "40", "--batch-size", "20"]
+    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", "compare", "--limit", "20", "--batch-size", "10"]
     command += ["--base", str(BASE), "--tuned", str(TUNED), "--suite", "demo:routing", "--store", str(store), "--out", str(out)]
 
     def finished() -> int:

@@ -110,7 +110,7 @@ def test_it_comes_back_from_disk(llama: Pair, tmp_path: Path) -> None:
         ({"norms": None}, RecipeError, "differ in this pair, so TAIA must say whose it takes"),
         ({"tokens": [" w7 w8", " w7"]}, SuiteError, "' w7 w8' and ' w7' begin with the same token"),
         ({"tokens": [""]}, SuiteError, "the text '' after the prompt has no token"),
-        ({"prompt": ""}, SuiteError, "has no token"),
+        ({"prompt": ""}, SuiteError, "the prompt is empty"),
         ({"prompt": " ".join(["w1"] * 100)}, SuiteError, "the prompt has 10. tokens, and the model has 64 positions"),
     ],
 )
