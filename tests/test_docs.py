@@ -14,7 +14,7 @@ import taia_lens as tl
 from taia_lens.cli import app
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-STUDIES = ("patch", "attribute", "compare", "layers", "heads", "transfer", "steer", "anatomy", "drift", "lens", "attention")
+STUDIES = ("patch", "attribute", "compare", "layers", "heads", "lofit", "transfer", "steer", "anatomy", "drift", "lens", "attention")
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -39,7 +39,8 @@ def test_a_page_says_what_it_asks_how_to_read_and_what_fools_it(page: Path) -> N
     assert lines and any(line[0] == page.stem for line in lines)
     known = get_command(app).commands  # type: ignore[attr-defined]
     for line in lines:
-        options = {opt for param in known[line[0]].params for opt in param.opts}
+        command = known[line[0]] if line[0] != "lofit" else known["lofit"].commands[line[1]]
+        options = {opt for param in command.params for opt in param.opts}
         assert {word for word in line if word.startswith("--")} <= options, line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 from conftest import ROOT
@@ -41,3 +42,16 @@ def test_every_option_and_command_it_names_exists() -> None:
     assert named and named <= options | {"--help"}
     used = set(re.findall(r"taia-lens ([a-z]+)", TEXT)) - {"takes"}
     assert used == set(commands)
+
+
+def test_the_tours_commands_lack_nothing_that_they_need() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    tour = TEXT[TEXT.index("## A one-minute tour") :].split("\n## ")[0]
+    lines = [shlex.split(line) for line in re.findall(r"`taia-lens ([^`]+)`", tour)]
+    assert len(lines) >= 8
+    for line in lines:
+        command = commands[line[0]].commands[line[1]] if line[0] == "lofit" else commands[line[0]]
+        options = {option for param in command.params for option in param.opts}
+        assert {word for word in line if word.startswith("-")} <= options, line
+        for param in command.params:
+            assert not param.required or param.param_type_name == "argument" or set(param.opts) & set(line), (line, param.name)
