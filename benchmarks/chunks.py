@@ -1,6 +1,7 @@
 """How many tokens one call of a block should be given on this machine: seconds of a layer x {attn, mlp} sweep, by budget.
 
-Run: python benchmarks/chunks.py [--rounds N] [--threads N]. Prints a table; taia_lens.engine.Budget's default is what suits two cores.
+Run: python benchmarks/chunks.py [--model NAME ...] [--rounds N] [--threads N]. Prints a table; the default of taia_lens.engine.Budget
+is what suits two cores.
 Below it, what the plain forward takes for a token when so many are given to it at once: the "limit" of sweeps.py is taken at the
 throughput of one batch, which is fewer tokens, and can therefore be beaten.
 """
@@ -57,11 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", nargs="+", choices=list(ROWS), default=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print("| tokens a call | " + " | ".join(map(str, TOKENS)) + " |\n|---|" + "---|" * len(TOKENS))
     with torch.no_grad():
-        for model in ROWS:
+        for model in options.model:
             found = seconds(model, options.rounds)
             print(f"| {SHAPES[model].title}: the sweep, s | " + " | ".join(f"{found[tokens]:.2f}" for tokens in TOKENS) + " |")
             each = plain(model, options.rounds)
