@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -61,10 +62,17 @@ def _halves() -> tuple[tl.Suite, tl.Suite]:
 
 def judged_parts() -> xr.Dataset:
     """Notebook 02: the parts that `credit` names, by themselves and taken out, on prompts that did not choose them."""
-    recipes = {
-        "base + helpful": tl.parse_recipe("base; graft L0.attn <- tuned"),
-        "tuned - harmful": tl.parse_recipe("tuned; graft L14.mlp <- base; graft L15.mlp <- base"),
-    }
+    found = tl.layers_summary(tl.results.load(SAVED / "credit.nc"))
+    ood = found.isel(group=[name.endswith("|ood|accuracy") for name in found.group.values]).squeeze("group")
+
+    def parts(sign: int) -> list[tuple[int, str]]:
+        there = (ood.shapley_q <= 0.05) & (sign * ood.shapley > 0)
+        return [(int(ood.layer.values[i]), str(ood.part.values[j])) for i, j in np.argwhere(there.transpose("layer", "part").values)]
+
+    def taking(host: str, donor: str, sign: int) -> tl.Recipe:
+        return tl.Recipe(host, tuple(tl.Graft(component, donor, (layer,)) for layer, component in parts(sign)))
+
+    recipes = {"base + helpful": taking("base", "tuned", 1), "tuned - harmful": taking("tuned", "base", -1)}
     return tl.compare(tl.demo_pair(), _halves()[1], controls=tl.Controls(seeds=0, scales=()), recipes=recipes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taia_lens.errors import ResultError
+from taia_lens.files import write_whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,7 +46,7 @@ def write_image(figure: go.Figure, path: str | Path, *, width: int = 900, scale:
             "plotly_get_chrome), or name it in the environment variable BROWSER_PATH; fig.write_html needs none"
         ) from error
     try:
-        path.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ResultError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     return path

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from taia_lens.errors import SuiteError
+from taia_lens.files import write_whole
 from taia_lens.html import Html, card, inline, paragraph, table
 from taia_lens.rows import DOMAIN_NAMES, DOMAINS, KINDS, Row, Task, read_row, read_task
 
@@ -142,16 +141,10 @@ def save_suite(suite: Suite, path: str | Path) -> None:
         raise SuiteError(f"{path} exists; give another --out, or move it away")
     head = {"suite": {"task": asdict(suite.task), "made": dict(suite.made)}}
     lines = [json.dumps(record, ensure_ascii=False) for record in (head, *map(_record, suite.rows))]
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.rename(path)
+        write_whole(path, ("\n".join(lines) + "\n").encode("utf-8"))
     except OSError as error:
         raise SuiteError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        with suppress(OSError):  # its folder may be a file
-            partial.unlink(missing_ok=True)
 
 
 def _record(row: Row) -> dict[str, Any]:

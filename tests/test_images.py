@@ -45,10 +45,22 @@ def test_what_is_missing_is_said(figure: go.Figure, tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_written_is_said(figure: go.Figure, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_said(figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chromium_path()
-    with pytest.raises(ResultError, match=r"cannot write .*: No such file or directory"):
-        write_image(figure, tmp_path / "nowhere" / "figure.svg")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ResultError, match=r"cannot write .*: (Not a directory|File exists); nothing was left behind"):
+        write_image(figure, tmp_path / "file" / "figure.svg")
+    kept = write_image(figure, tmp_path / "new" / "figure.svg").read_bytes()
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResultError, match="No space left on device; nothing was left behind"):
+        write_image(figure.update_layout(height=400), tmp_path / "new" / "figure.svg")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["figure.svg"]
+    assert (tmp_path / "new" / "figure.svg").read_bytes() == kept  # what stood there before still does
 
 
 def test_the_browsers_that_are_looked_for_are_those_that_make_browser_looks_for() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taia_lens"
 
 # Lowest first; a module imports from levels below its own only.
 LEVELS: list[set[str]] = [
-    {"errors", "html"},
+    {"errors", "files", "html"},
     {"sites", "metric_names", "stats", "answers", "images"},
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
@@ -35,6 +35,7 @@ LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 # Modules that reports, tables and `--help` are made with: they must not wait for torch.
 LIGHT = (
     "errors",
+    "files",
     "answers",
     "html",
     "sites",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from taia_lens import results
 from taia_lens.errors import ResultError
+from taia_lens.files import write_whole
 from taia_lens.report.page import document
 from taia_lens.report.runs import read_runs
 
@@ -33,14 +32,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, question: str |
     path = Path(out)
     results.check_out(path)
     text = document(read_runs(runs), question)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        partial.rename(path)
+        write_whole(path, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ResultError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        with suppress(OSError):  # its folder may be a file
-            partial.unlink(missing_ok=True)
     return path
