@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +24,7 @@ from taia_lens.report import write_report
 from taia_lens.report.cells import boards, embedded
 from taia_lens.report.parts import embedded_json
 from taia_lens.report.runs import NEEDS
-from taia_lens.report.sections import STUDIES, Shown
+from taia_lens.report.sections import STUDIES
 from taia_lens.summaries.changed import EXAMPLED, changed
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -187,15 +186,14 @@ def test_lists_are_cut_to_a_budget_and_counts_are_not() -> None:
 
 
 @pytest.mark.slow
-def test_50_000_examples_do_not_choke_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that the report itself does: it reads, lists and writes. Intervals take the time that the study's own command takes for them."""
-    monkeypatch.setitem(STUDIES, "patch", replace(STUDIES["patch"], show=lambda run: Shown([], [], [], "")))
-    folder = write(tmp_path / "run", patch_result(50_000, 6))
+def test_50_000_examples_do_not_choke_it(tmp_path: Path) -> None:
+    """The whole of it: intervals and tests, figures, tables and lists of 6 sites."""
+    folder = write(tmp_path / "run", patch_result(50_000, 3))
     started = time.perf_counter()
     page = write_report([folder], tmp_path / "report.html")
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 60
     (board,) = data_of(page.read_text())["runs"][0]
-    assert page.stat().st_size < 10_000_000 and [cell[0] for cell in board["cells"]] == [25_000] * 48
+    assert page.stat().st_size < 10_000_000 and [cell[0] for cell in board["cells"]] == [25_000] * 24
 
 
 def test_a_small_report_is_little_more_than_plotly(text: str) -> None:
