@@ -286,9 +286,23 @@ def test_ctrl_c_leaves_nothing_that_looks_whole(models: list[str], tmp_path: Pat
             continue
         interrupted += 1
         assert process.returncode == 130, err
-        assert "interrupted; no result was written" in err
+        assert "interrupted; no half-written result is left" in err
         assert not list(tmp_path.rglob("result.nc"))
     assert interrupted
+
+
+AT_THE_END = """
+import atexit, os, signal, sys, time
+atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.2)))  # runs after what `main` registers
+sys.argv = ["taia-lens", "--version"]
+from taia_lens.cli import main
+main()
+"""
+
+
+def test_ctrl_c_after_all_is_written_changes_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, preexec_fn=_listen_to_ctrl_c)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
 LOADED = """

@@ -571,13 +571,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(run: Callable[..., tuple[int
 
 def test_a_full_disk_leaves_no_half_written_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = read("gsm8k", lines_of(tmp_path / "g.jsonl", GSM), domain="id")
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def full(self: Path, data: str, **options: Any) -> int:
-        real(self, data[:10], **options)
+    def full(self: Path, data: bytes) -> int:
+        real(self, data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SuiteError, match=r"cannot write .*o.jsonl: No space left on device; nothing was left behind"):
         save_suite(suite, tmp_path / "o.jsonl")
     assert [p.name for p in tmp_path.iterdir()] == ["g.jsonl"]

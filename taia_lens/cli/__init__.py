@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import signal
 import sys
 
 import typer
@@ -100,5 +102,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
-        print("taia-lens: interrupted; no result was written (finished cells stay in the store, where there is one)", file=sys.stderr)
+        print(
+            "taia-lens: interrupted; no half-written result is left (finished cells stay in the store, where there is one)", file=sys.stderr
+        )
+    # All is said and written: Ctrl-C while the interpreter ends must not turn what succeeded into a failure.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
