@@ -42,7 +42,8 @@ browser:         ## a browser and fonts for the tests of pages: 210 MB to downlo
 	else echo "tests of pages are skipped without a browser and fonts; install (Debian's names): $$missing"; fi
 
 unit: .venv/test.stamp browser  ## tests and doctests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules tests taia_lens
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules -m "not alone" tests taia_lens
+	$(BIN)/python -m pytest -m alone tests
 
 notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks

@@ -144,7 +144,7 @@ def first_figure(page: Any) -> float:
     return float(page.evaluate("performance.now()")) / 1000
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_the_whole_demo_is_one_small_file_that_opens_in_under_two_seconds(opened: Open, demo_report: Path) -> None:
     """The first of twenty that does: a machine that does something else at the time is not what is measured (1.7 s on two idle cores)."""
     assert demo_report.stat().st_size < 10_000_000
