@@ -10,9 +10,10 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jaxtyping
+from checked import check
 
 # From here on every annotation of the package, shapes included, is checked at run time.
-jaxtyping.install_import_hook("taia_lens", "beartype.beartype")
+check("taia_lens")
 
 from collections.abc import Callable, Iterator
 from functools import cache
