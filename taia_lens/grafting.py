@@ -131,9 +131,10 @@ def blend(name: str, host: Tensor, donor: Tensor, edits: Sequence[Take]) -> Tens
     Args:
         name: Of the weight; with a take's seed it fixes which entries are kept.
         host: Any shape.
-        donor: The same shape.
+        donor: The same shape; it may lie on another device.
         edits: What `takes` gave for this name.
     """
+    donor = donor.to(host.device)
     if len(edits) == 1 and edits[0].whole:
         return donor
     out = host.clone()

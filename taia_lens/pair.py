@@ -75,7 +75,7 @@ class Report:
 class Pair:
     """Base and tuned, checked against each other; made by `load_pair`.
 
-    Tensors equal in both share storage. Nothing is folded, centred or cast.
+    Tensors equal in both share storage, where both sides are on one device. Nothing is folded, centred or cast.
     """
 
     base: Model
@@ -111,7 +111,14 @@ class Pair:
 
     @property
     def device(self) -> torch.device:
+        """Base's, where batches go and numbers come from. Tuned may lie on another: what is needed of it is brought here."""
         return next(self.base.parameters()).device
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """Names of the weights that are not equal in both."""
+        tuned = {w.name: w.parameter for w in self.weights["tuned"]}
+        return frozenset(w.name for w in self.weights["base"] if _apart(w.parameter, tuned[w.name]))
 
     @property
     def weights(self) -> dict[Side, tuple[Weight, ...]]:
@@ -174,6 +181,13 @@ def _laws_html(laws: tuple[Law, ...]) -> Html:
     return folded(said, table(("", "law", "measured", "bound"), rows, numbers=(2, 3), texts=(1,)), opened=bool(failed))
 
 
+def _apart(mine: Tensor, yours: Tensor) -> bool:
+    """Whether a joined pair holds two tensors here, and not one that both sides have."""
+    if mine.device == yours.device:
+        return mine.data_ptr() != yours.data_ptr()
+    return not torch.equal(mine, yours.to(mine.device))
+
+
 def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Pair:
     """Hold two models against each other and make them a pair; tensors that are equal then share storage.
 
@@ -197,21 +211,20 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
         for side, weight in (("base", mine), ("tuned", yours)):
             if not torch.isfinite(weight.parameter).all():
                 raise PairError(f"{side} has NaN or inf in {weight.name}; the checkpoint is damaged or its training diverged")
-        for what, ours_is, theirs_is in (
-            ("of dtype", mine.parameter.dtype, yours.parameter.dtype),
-            ("on device", mine.parameter.device, yours.parameter.device),
-        ):
-            if ours_is != theirs_is:
-                mend = "load both with one dtype, e.g. dtype float32" if what == "of dtype" else "put both on one device"
-                raise PairError(f"{mine.name} is {what} {ours_is} in base and {theirs_is} in tuned; {mend}")
+        if mine.parameter.dtype != yours.parameter.dtype:
+            raise PairError(
+                f"{mine.name} is of dtype {mine.parameter.dtype} in base and {yours.parameter.dtype} in tuned; "
+                "load both with one dtype, e.g. dtype float32"
+            )
         difference = _difference(mine, yours)
         if difference is None:
-            yours.parameter.data = mine.parameter.data
+            if mine.parameter.device == yours.parameter.device:
+                yours.parameter.data = mine.parameter.data
         elif not mine.copy:
             differences.append(difference)
     buffers, others = stored_buffers(base), stored_buffers(tuned)
     for name, buffer in buffers.items():
-        if name not in others or not torch.equal(buffer, others[name]):
+        if name not in others or not torch.equal(buffer, others[name].to(buffer.device)):
             raise PairError(f"base and tuned differ in {name}, which the checkpoint has and which is no weight; no recipe moves it")
     if not differences:
         raise PairError("base and tuned are identical: no tensor differs; was the adapter trained, and is tuned the right folder?")
@@ -243,7 +256,7 @@ def _same_shape(base: Model, tuned: Model) -> None:
 
 def _difference(mine: Weight, yours: Weight) -> Difference | None:
     a: Tensor = mine.parameter.detach()
-    b = yours.parameter.detach()
+    b = yours.parameter.detach().to(a.device)
     if torch.equal(a, b):
         return None
     norms = [torch.linalg.vector_norm(t.double()).item() for t in (a, b.double() - a.double())]

@@ -69,9 +69,8 @@ def players(pair: Pair, unit: str, layers: Sequence[int]) -> Players:
     """
     if unit not in UNITS:
         raise SiteError(f"no unit {unit!r}; the update is credited by {', '.join(UNITS)}")
-    base, tuned = live_weights(pair.base), {w.name: w.parameter for w in live_weights(pair.tuned)}
-    # Tensors equal in both share storage since the pair was joined.
-    left = {w.name: w.parameter.numel() for w in base if w.parameter.data_ptr() != tuned[w.name].data_ptr()}
+    base = live_weights(pair.base)
+    left = {w.name: w.parameter.numel() for w in base if w.name in pair.changed}
     size = {w.name: w.parameter for w in base}
     differing, found, units = set(left), [], _units(pair, unit, base)
     for layer in layers:

@@ -22,7 +22,7 @@ def anatomy(
     base: str | None = typer.Option(None, help=common.BASE_HELP),
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
     most: int = typer.Option(16, min=1, help="Overlaps compare at most this many singular directions."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/anatomy-DATE-TIME."),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),

@@ -17,7 +17,7 @@ def attention(
     head: int = typer.Option(..., help="Its number, from 0."),
     base: str | None = typer.Option(None, help=common.BASE_HELP),
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/attention-DATE-TIME."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),

@@ -33,7 +33,7 @@ def attribute(
     suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(64, help="Sequences at a time; changes speed and memory, not results."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the sites drawn, of the bootstrap and of --limit."),
     store: Path | None = typer.Option(None, help="Where the check's finished cells are kept and found."),

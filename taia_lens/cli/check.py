@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check(
     base: str | None = typer.Option(None, help=common.BASE_HELP),
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print the report on stdout as JSON."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),

@@ -286,6 +286,7 @@ TUNED_HELP = "Its fine-tuned version: a folder, a Hub id, a PEFT LoRA adapter, o
 MODEL_HELP = "The model: a local folder or a Hub id. Default: the demo's base (demo:base)."
 OTHER_MODEL_HELP = "Accept an adapter that was made for another model of this shape."
 DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."
+DEVICES_HELP = DEVICE_HELP[:-1] + "; cuda:0,cuda:1 puts base on one and tuned on the other."
 DTYPE_HELP = "auto keeps the checkpoint's own; float32, bfloat16, float16, float64."
 PICKLE_HELP = "Also read weights from .bin files (pickles can run code when opened)."
 REMOTE_HELP = "Also run modelling code that comes with a checkpoint."

@@ -26,7 +26,7 @@ def drift(
     embed: str | None = typer.Option(None, help=common.EMBED_HELP),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(64, help="Prompts at a time; changes speed and memory, not results."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the intervals and of --limit."),
     store: Path | None = typer.Option(None, help=common.STORE_HELP),

@@ -66,7 +66,7 @@ def heads(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP + " Of --suite only."),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the random heads, of the bootstrap and of --limit."),
     store: Path = typer.Option(common.STORE, help=common.STORE_HELP),

@@ -21,7 +21,7 @@ def lens(
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
     norms: str | None = typer.Option(None, help=common.NORMS_HELP),
     embed: str | None = typer.Option(None, help=common.EMBED_HELP),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/lens-DATE-TIME."),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),

@@ -34,7 +34,7 @@ def patch(
     suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
     limit: int | None = typer.Option(None, help="At most this many prompts of each domain, drawn with --seed."),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
     cache: Path | None = typer.Option(None, help="Keep the donor's activations in this folder and use them again."),

@@ -5,7 +5,7 @@ from taia_lens.engine.gradients import Attributed, run_attributed, run_last
 from taia_lens.engine.many import Part, Readout, evaluate, parts_of_recipes, parts_of_scales, plan_recipes, run_recipes, run_scales
 from taia_lens.engine.moments import mean_squares
 from taia_lens.engine.plan import Budget, Plan
-from taia_lens.engine.reads import Reads, label_logprobs, padded, run_greedy, run_logprobs, run_reads
+from taia_lens.engine.reads import Reads, device_of, label_logprobs, padded, run_greedy, run_logprobs, run_reads
 from taia_lens.engine.run import Run, applied, check_recipe, run_plain
 from taia_lens.engine.scaled import frozen, scaled
 from taia_lens.engine.store import ActivationStore
@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "applied",
     "check_recipe",
+    "device_of",
     "evaluate",
     "frozen",
     "label_logprobs",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taia_lens.engine.reads import Reads, check_fired, run_body, run_reads
+from taia_lens.engine.reads import Reads, check_fired, device_of, run_body, run_reads
 from taia_lens.engine.scaled import frozen
 from taia_lens.errors import SiteError
 from taia_lens.weights import Model
@@ -119,12 +119,14 @@ def _product(grad: Tensor, change: Tensor, mask: Bool[Tensor, "batch pos"]) -> T
     """Summed over the last dim in float32 at least, whatever the model's dtype."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     found = torch.linalg.vecdot(grad.to(wide), change.to(wide))
+    found = found.to(mask.device)
     return torch.where(mask if found.ndim == 2 else mask[..., None], found, 0)
 
 
 def _logits(model: Model, reads: Reads) -> Float[Tensor, "read d_vocab"]:
     """What is read, of every column, with gradients where they are on."""
-    return run_reads(model, reads.batch.tokens, reads.batch.mask, reads.rows, reads.positions, grad=True)
+    here = reads.to(device_of(model))
+    return run_reads(model, here.batch.tokens, here.batch.mask, here.rows, here.positions, grad=True).to(reads.rows.device)
 
 
 def run_last(model: Model, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"], hooks: Iterable[str]) -> dict[str, Tensor]:

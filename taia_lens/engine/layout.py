@@ -10,7 +10,7 @@ from torch import Tensor
 from taia_lens.engine.blocks import Blocks
 from taia_lens.engine.plan import Budget, Extent, Plan, Step
 from taia_lens.engine.planner import make_plan
-from taia_lens.engine.reads import Reads
+from taia_lens.engine.reads import Reads, device_of
 from taia_lens.engine.run import Run, check_hooks, check_sites
 from taia_lens.engine.scaled import laid_out
 from taia_lens.engine.shared import Found, Parameters, Sweep
@@ -60,8 +60,10 @@ class Layout:
         for step in self.plan.steps:
             if isinstance(step, Step):
                 copies[step.start] = max(copies.get(step.start, 1), len(step.rows))
-        tokens, mask = reads.batch.tokens, reads.batch.mask
-        blocks = {side: Blocks(model, tokens, mask, copies, model.hook_dict) for side, model in self.models.items()}
+        blocks = {}
+        for side, model in self.models.items():
+            tokens, mask = (t.to(device_of(model)) for t in (reads.batch.tokens, reads.batch.mask))
+            blocks[side] = Blocks(model, tokens, mask, copies, model.hook_dict)
         writer = Writer(reads.batch, self.given, self.gains)
         return Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends, self.edited)
 

@@ -28,7 +28,7 @@ class Reads:
     """What is read of forwards on one batch: logits at some (row, position) pairs, or the log-probability of a token at each.
 
     Attributes:
-        batch: The rows, on the model's device.
+        batch: The rows, on the device that what is read is wanted on; the model may be on another.
         rows: Row of each read.
         positions: Position of each read.
         targets: The token whose log-probability, in nats, is read; None for logits.
@@ -64,6 +64,9 @@ class Reads:
 
     def run(self, model: Model) -> Float[Tensor, "read d_vocab"] | Float[Tensor, " read"]:
         """Read a live model, with whatever weights and hooks are in force."""
+        return self.to(device_of(model))._run(model).to(self.batch.tokens.device)
+
+    def _run(self, model: Model) -> Tensor:
         tokens, mask = self.batch.tokens, self.batch.mask
         if self.targets is None:
             logits = run_reads(model, tokens, mask, self.rows, self.positions)
@@ -223,7 +226,7 @@ def _greedy_cached(
     model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, done: Callable[[list[int]], bool]
 ) -> list[list[int]]:
     """Prompts end at one column, so padding stands on the left; the mask says where, and the bridge counts positions by it."""
-    device = _device(model)
+    device = device_of(model)
     tokens, mask = (t.flip(1) for t in padded([p[::-1] for p in prompts], device))
     new: list[list[int]] = [[] for _ in prompts]
     live = set(range(len(prompts)))
@@ -248,7 +251,7 @@ def _greedy_whole(
     new: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     for _ in range(max_new_tokens):
-        tokens, mask = padded([[*prompts[i], *new[i]] for i in live], _device(model))
+        tokens, mask = padded([[*prompts[i], *new[i]] for i in live], device_of(model))
         rows = torch.arange(len(live), device=tokens.device)
         for i, token in zip(live, run_reads(model, tokens, mask, rows, mask.sum(1) - 1).argmax(-1).tolist(), strict=True):
             new[i].append(token)
@@ -258,7 +261,8 @@ def _greedy_whole(
     return new
 
 
-def _device(model: Model) -> torch.device:
+def device_of(model: Model) -> torch.device:
+    """Where a model takes its tokens."""
     return next(model.parameters()).device
 
 

@@ -35,7 +35,7 @@ class Run:
 
 
 def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
-    """Run an unedited model, keeping the activations at `hooks`.
+    """Run an unedited model, keeping the activations at `hooks`; all that it gives is on the batch's device.
 
     Raises:
         SiteError: The model has no such hook.
@@ -43,15 +43,15 @@ def run_plain(model: Model, batch: Batch, hooks: Iterable[str] = ()) -> Run:
     acts: dict[str, Tensor] = {}
     names = list(dict.fromkeys(hooks))
     check_hooks(model, names)
-    with model.hooks(fwd_hooks=[(name, _keep_as(acts, name)) for name in names]):
+    with model.hooks(fwd_hooks=[(name, _keep_as(acts, name, batch.tokens.device)) for name in names]):
         logits = Reads.last(batch).run(model)
     check_fired(name for name in names if name not in acts)
     return Run(logits, acts)
 
 
-def _keep_as(acts: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _keep_as(acts: dict[str, Tensor], name: str, device: torch.device) -> Callable[..., None]:
     def keep(act: Tensor, hook: object) -> None:
-        acts[name] = act.detach()
+        acts[name] = act.detach().to(device)
 
     return keep
 
@@ -116,8 +116,7 @@ def _grafted(pair: Pair, recipe: Recipe) -> Iterator[None]:
     originals = {name: host[name].data for name in edits}
     try:
         for name, edit in edits.items():
-            # Equal tensors share storage, and blending them would copy them for nothing.
-            if donor[name].data_ptr() != host[name].data_ptr():
+            if name in pair.changed:  # blending equal tensors would copy them for nothing
                 host[name].data = blend(name, host[name].data, donor[name].data, edit)
         yield
     finally:

@@ -134,7 +134,7 @@ class Sweep:
 
         def detour(rows: slice) -> Detour:
             hooks = self.writer.hooks(step, rows)
-            only = self._reads_of(rows, step.start) if step.only_reads else None
+            only = self._reads_of(rows, step.start, stream.device) if step.only_reads else None
             return Detour(hooks, (), {name: tensor[rows] for name, tensor in known.items()}, keep, only)
 
         before = None if step.prefix is None or "attn" in known else self.ends[step.prefix].keys[step.layer]
@@ -168,8 +168,10 @@ class Sweep:
         while done < n:
             size = max(1, self.tokens // stream.shape[1])
             rows = slice(done, min(n, done + size))
-            index = torch.arange(rows.start, rows.stop, device=stream.device) % self.n_rows
-            keys = None if before is None else (before[0][index, :, :start], before[1][index, :, :start])
+            keys = None
+            if before is not None:
+                index = torch.arange(rows.start, rows.stop, device=stream.device) % self.n_rows
+                keys = before[0][index, :, :start], before[1][index, :, :start]
             try:
                 outs.append(self.blocks[home].run(layer, stream[rows], rows, start, keys, detour(rows)))
             except torch.OutOfMemoryError:
@@ -180,15 +182,15 @@ class Sweep:
             done = rows.stop
         return _joined(outs)
 
-    def _reads_of(self, rows: slice, start: int) -> tuple[Tensor, Tensor]:
+    def _reads_of(self, rows: slice, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which of a stretch of a stack's rows are read, and where."""
-        n, device = self.n_rows, self.reads.rows.device
+        n = self.n_rows
         copies = range(rows.start // n, (rows.stop - 1) // n + 1)
         placed = [(copy * n + row - rows.start, read) for copy in copies for read, row in enumerate(self.rows_read)]
         # Chosen here and not by a mask of booleans, whose size a GPU would be waited for.
         inside = [one for one in placed if 0 <= one[0] < rows.stop - rows.start]
         at, reads = (torch.tensor([one[i] for one in inside], dtype=torch.long, device=device) for i in (0, 1))
-        return at, self.reads.positions[reads] - start
+        return at, self.reads.positions.to(device)[reads] - start
 
     def _stacked(self, step: Step) -> Float[Tensor, "stacked pos d_model"]:
         """The streams that a step's rows begin with; nothing is copied where they lie side by side already."""
@@ -219,8 +221,9 @@ class Sweep:
         n_layers = len(next(iter(self.blocks.values())).model.blocks)
         groups: dict[tuple[Side, tuple[Taken, ...]], list[tuple[Leaf, Tensor]]] = {}
         for leaf in tail.leaves:
-            stream = self._stream(leaf.parent, n_layers, 0)[self.reads.rows, self.reads.positions - leaf.start]
-            groups.setdefault((leaf.home, leaf.taken), []).append((leaf, stream))
+            stream = self._stream(leaf.parent, n_layers, 0)
+            rows, positions = (at.to(stream.device) for at in (self.reads.rows, self.reads.positions))
+            groups.setdefault((leaf.home, leaf.taken), []).append((leaf, stream[rows, positions - leaf.start]))
         for leaf in tail.leaves:
             if isinstance(leaf.parent, int):
                 self._free(leaf.parent)
@@ -229,17 +232,18 @@ class Sweep:
             size = max(1, READ_FLOATS // max(1, width * len(self.reads.rows)))
             for some in (leaves[i : i + size] for i in range(0, len(leaves), size)):
                 found = self._read(home, taken, torch.cat([stream for _, stream in some]), len(some))
-                yield from ((word, one) for (leaf, _), one in zip(some, found, strict=True) for word in leaf.words)
+                device = self.reads.rows.device
+                yield from ((word, one.to(device)) for (leaf, _), one in zip(some, found, strict=True) for word in leaf.words)
 
     @torch.no_grad()
     def _read(self, home: Side, taken: Sequence[Taken], streams: Float[Tensor, "stacked d_model"], n: int) -> Sequence[Tensor]:
         """What is read of each of n leaves."""
-        blocks, targets = self.blocks[home], self.reads.targets
+        blocks, targets, columns = self.blocks[home], self.reads.targets, self.reads.columns
         with pointed(self.parameters, home, taken):
             if targets is None:
-                return blocks.read(streams, self.reads.columns).split(len(self.reads.rows))
+                return blocks.read(streams, None if columns is None else columns.to(streams.device)).split(len(self.reads.rows))
             size = max(1, READ_FLOATS // int(blocks.model.cfg.d_vocab))
-            chunks = zip(streams.split(size), targets.repeat(n).split(size), strict=True)
+            chunks = zip(streams.split(size), targets.to(streams.device).repeat(n).split(size), strict=True)
             return torch.cat([picked(blocks.read(some), of) for some, of in chunks]).split(len(targets))
 
 

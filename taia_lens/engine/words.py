@@ -108,10 +108,9 @@ class Speller:
 
     @classmethod
     def of(cls, pair: Pair) -> Speller:
-        """For a pair; weights that it holds once (they are equal) have no place."""
+        """For a pair; weights that are equal in both have no place."""
         hosts = pair.weights
-        tuned = {w.name: w.parameter.data_ptr() for w in hosts["tuned"]}
-        places = {w.name: (w.component, w.layer) for w in hosts["base"] if w.parameter.data_ptr() != tuned[w.name]}
+        places = {w.name: (w.component, w.layer) for w in hosts["base"] if w.name in pair.changed}
         return cls(pair, pair.shape.n_layers, hosts, places, pair.alike)
 
     def word(self, recipe: Recipe) -> Word:

@@ -18,7 +18,7 @@ from taia_lens.engine import plain_because
 from taia_lens.errors import PairError
 from taia_lens.loaded import Loaded
 from taia_lens.loading.adapters import adapter_file, adapter_notes, merged
-from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, locate_any, resolve_device
+from taia_lens.loading.models import DTYPES, Options, Source, bridge, describe, load_model, locate_any, resolve_device, resolve_devices
 from taia_lens.loading.tokenizers import compare_tokenizers, tokenizer_of
 from taia_lens.pair import Law, Origin, Pair, Report, config_differences, join
 from taia_lens.scales import is_scales
@@ -82,7 +82,9 @@ def load_pair(
         tuned: The same, or an adapter of `base`: PEFT LoRA (folder or id), which is merged in float32, or the folder of scales that
             'taia-lens lofit fit' wrote, which both sides then get as parameters, base's being zero.
         tokenizer: Needed only where no side brings one.
-        device: Where models from folders go: `auto` takes a GPU where there is one. Models in memory stay where they are.
+        device: Where models from folders go: `auto` takes a GPU where there is one; `cuda:0,cuda:1` are base's and tuned's, where
+            one has no room for both. Models in memory stay where they are. Recipes are run on base's device, to which what they
+            need of tuned is brought each time.
         dtype: Of models from folders; `auto` keeps the checkpoint's own. Models in memory keep theirs, and another is refused.
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
@@ -123,7 +125,8 @@ def inspect_pair(
     """As `load_pair`, but a law that fails stands in the report and is no error."""
     if dtype not in DTYPES:
         raise PairError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
-    options = Options(resolve_device(device), dtype, allow_pickle, trust_remote_code)
+    places = resolve_devices(device)
+    options = Options(places[0], dtype, allow_pickle, trust_remote_code)
     with _stdout_to_stderr():
         for source in (base, tuned):
             locate_any(source, options)
@@ -134,7 +137,7 @@ def inspect_pair(
         shared = tokenizer or tokenizers["base"] or tokenizers["tuned"]
         if shared is None:
             raise PairError("neither side brings a tokenizer; pass load_pair(..., tokenizer=AutoTokenizer.from_pretrained(...))")
-        sides = _sides(base, tuned, shared, options, other_model)
+        sides = _sides(base, tuned, shared, options, replace(options, device=places[1]), other_model)
         origin = Origin(describe(base), describe(tuned), str(next(sides.base.parameters()).dtype).removeprefix("torch."))
         pair = join(sides.base, sides.tuned, shared, origin)
         notes = sides.notes + config_differences(pair.base, pair.tuned)
@@ -160,16 +163,18 @@ class _Sides:
     laws: Callable[[Pair], tuple[Law, ...]] = lambda pair: ()
 
 
-def _sides(base: Source, tuned: Source, tokenizer: PreTrainedTokenizerBase, options: Options, other_model: bool) -> _Sides:
+def _sides(base: Source, tuned: Source, tokenizer: PreTrainedTokenizerBase, options: Options, theirs: Options, other_model: bool) -> _Sides:
     if is_scales(tuned):
+        if theirs.device != options.device:
+            raise PairError(f"scales share their base's weights, and so its device; write device {options.device}")
         from taia_lens.loading.scaled import scaled_law, scaled_sides  # loads TransformerLens, which a loader's import need not
 
         made = scaled_sides(base, tuned, tokenizer, options, other_model=other_model)
         return _Sides(made.base, made.tuned, None, made.notes, lambda pair: (scaled_law(pair, made.scales),))
     base_model, adapter = load_model(base, "base", tokenizer, options), adapter_file(tuned, options)
     if adapter is None:
-        return _Sides(base_model, load_model(tuned, "tuned", tokenizer, options))
-    whole, drift = merged(base, tuned, adapter, options)
+        return _Sides(base_model, load_model(tuned, "tuned", tokenizer, theirs))
+    whole, drift = merged(base, tuned, adapter, theirs)
     return _Sides(base_model, bridge(whole, tokenizer, "tuned"), drift, adapter_notes(base, adapter))
 
 

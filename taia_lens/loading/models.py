@@ -26,7 +26,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Options:
-    """How to load: applies to both sides alike."""
+    """How to load one side; but for the device, both alike."""
 
     device: str
     dtype: str
@@ -47,6 +47,18 @@ def resolve_device(asked: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say that a device is not there
         raise PairError(f"no device {asked!r} here ({first_line(error)}); write cpu, or auto") from error
     return asked
+
+
+def resolve_devices(asked: str) -> tuple[str, str]:
+    """Base's and tuned's: `cuda` for both, or `cuda:0,cuda:1`.
+
+    Raises:
+        PairError: One is not there, or there are more than two.
+    """
+    names = [name.strip() for name in asked.split(",")]
+    if len(names) > 2:
+        raise PairError(f"{len(names)} devices in {asked!r}; write one for both sides, or base's and tuned's: cuda:0,cuda:1")
+    return resolve_device(names[0]), resolve_device(names[-1])
 
 
 def load_model(source: Source, side: str, tokenizer: PreTrainedTokenizerBase, options: Options) -> Model:

@@ -27,7 +27,8 @@ def update(pair: Pair) -> Ranked:
     found = np.zeros((1, shape.n_layers, shape.n_heads))
     for layer, head in np.ndindex(shape.n_layers, shape.n_heads):
         recipe = Recipe("base", (Graft("head", "tuned", (layer,), heads=(head,)),))
-        own = [(_slice(host[name], take), _slice(tuned[name], take)) for name, some in takes(recipe, base, shape).items() for take in some]
+        taken = [(name, take) for name, some in takes(recipe, base, shape).items() for take in some]
+        own = [(_slice(host[name], take), _slice(tuned[name], take).to(host[name].device)) for name, take in taken]
         size = sum(float((a**2).sum()) for a, _ in own)
         change = sum(float(((b - a) ** 2).sum()) for a, b in own)
         if change and not size:

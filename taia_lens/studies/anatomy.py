@@ -62,7 +62,7 @@ def anatomy(pair: Pair, *, most: int = MOST, progress: bool = False) -> xr.Datas
     if most < 1:
         raise TaiaLensError(f"overlaps of {most} directions compare nothing; write 1 or more")
     base, tuned = ({w.name: w for w in live_weights(pair.side(side))} for side in SIDES)
-    changed = [w for w in base.values() if not torch.equal(w.parameter, tuned[w.name].parameter)]
+    changed = [w for w in base.values() if w.name in pair.changed]
     inputs_first = _inputs_first(pair.base)
     bar = tqdm(changed, desc="weights", unit="weight", leave=False, disable=not progress)
     rows = [_measure(_oriented(w, inputs_first), _oriented(tuned[w.name], inputs_first, like=w), most) for w in bar]

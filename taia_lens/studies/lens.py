@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taia_lens import results
-from taia_lens.engine import applied
+from taia_lens.engine import applied, device_of
 from taia_lens.errors import SuiteError, TaiaLensError
 from taia_lens.grafting import resolve_sides
 from taia_lens.pair import Pair
@@ -102,7 +102,7 @@ def _recipes(pair: Pair, asked: Mapping[str, Recipe | str] | None, norms: Side |
 def _logprobs(pair: Pair, recipe: Recipe, read: Prompt) -> Float[Tensor, "layer d_vocab"]:
     """Log-probabilities of every token at the last position, after the embedding and after each layer."""
     with applied(pair, recipe, batch=read.batch) as model:
-        return _lens(model, read.batch.tokens)
+        return _lens(model, read.batch.tokens.to(device_of(model)))
 
 
 def _lens(model: Model, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer d_vocab"]:
