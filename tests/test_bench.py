@@ -16,6 +16,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import orders
 from side_by_side import figure, memory, report, rounds
 from side_by_side.contenders import Job, by_hand, ours
 from side_by_side.models import Setting, make_setting
@@ -168,3 +169,11 @@ def test_the_readmes_show_what_was_kept(readme: Path, table: Callable[[Sequence[
     found = report.BLOCK.search(readme.read_text(encoding="utf-8"))
     assert found is not None
     assert found[0] == table(report.load(BENCH / "sweeps.json"))
+
+
+def test_the_table_of_orders_is_what_the_script_prints() -> None:
+    values = orders.game(0, 1.0)
+    assert orders.exact(values).sum() == pytest.approx(values[-1] - values[0])
+    error, work = orders.measure(orders.pairs, 0.3, 8)
+    printed = f"| 0.3 | 8 | with its reverse (taia-lens) | {error:.4f} | {work:.1f} | {error * work:.3f} |"
+    assert printed in (BENCH / "README.md").read_text(encoding="utf-8")
