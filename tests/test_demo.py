@@ -231,10 +231,11 @@ def test_the_main_job_agrees_with_run_with_hooks(shipped: Pair, main_job: dict[s
 @pytest.mark.alone
 def test_the_main_job_is_fast_and_small(main_job: dict[str, Any], tmp_path: Path) -> None:
     assert main_job["peak_gb"] < 2
-    seconds = main_job["seconds"]
-    if seconds >= 12:  # a cold disk, or a machine's other tenants: once more
-        seconds = _timed(tmp_path, "patch", "--component", "mlp", "--layer", "12")["seconds"]
-    assert seconds < 12
+    seconds = [main_job["seconds"]]
+    while len(seconds) < 3 and min(seconds) >= 12:  # a cold disk, or a machine's other tenants: once more
+        (tmp_path / str(len(seconds))).mkdir()
+        seconds.append(_timed(tmp_path / str(len(seconds)), "patch", "--component", "mlp", "--layer", "12")["seconds"])
+    assert min(seconds) < 12, seconds
 
 
 @pytest.mark.alone
