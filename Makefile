@@ -41,6 +41,7 @@ browser:         ## a browser and fonts for the tests of pages: 210 MB to downlo
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	else echo "tests of pages are skipped without a browser and fonts; install (Debian's names): $$missing"; fi
 
+# Files in the order of their names: by the number of their tests, those of few long ones would come last, and one worker would wait.
 unit: .venv/test.stamp browser  ## tests and doctests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules -m "not alone" tests taia_lens
 	$(BIN)/python -m pytest -m alone tests

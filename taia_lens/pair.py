@@ -75,7 +75,8 @@ class Report:
 class Pair:
     """Base and tuned, checked against each other; made by `load_pair`.
 
-    Tensors equal in both share storage, where both sides are on one device. Nothing is folded, centred or cast.
+    Tensors equal in both share storage, where both sides are on one device. Nothing is folded, centred or cast. `changed` names
+    the weights that are not equal in both: those of `differences`, and what the bridge split off them.
     """
 
     base: Model
@@ -83,6 +84,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     origin: Origin
     differences: tuple[Difference, ...]
+    changed: frozenset[str]
     report: Report = Report()
 
     def side(self, side: Side) -> Model:
@@ -111,14 +113,13 @@ class Pair:
 
     @property
     def device(self) -> torch.device:
-        """Base's, where batches go and numbers come from. Tuned may lie on another: what is needed of it is brought here."""
+        """Base's, where batches go and numbers come from; tuned may lie on another."""
         return next(self.base.parameters()).device
 
-    @cached_property
-    def changed(self) -> frozenset[str]:
-        """Names of the weights that are not equal in both."""
-        tuned = {w.name: w.parameter for w in self.weights["tuned"]}
-        return frozenset(w.name for w in self.weights["base"] if _apart(w.parameter, tuned[w.name]))
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Base's, and tuned's where it is another."""
+        return tuple(dict.fromkeys(next(model.parameters()).device for model in self.models))
 
     @property
     def weights(self) -> dict[Side, tuple[Weight, ...]]:
@@ -144,8 +145,9 @@ class Pair:
         s, o, r = self.shape, self.origin, self.report
         heads = f"{s.n_heads} heads" + (f" ({s.n_key_value_heads} key-value)" if s.n_key_value_heads != s.n_heads else "")
         size = f"{s.n_layers} layers, {heads}, d_model {s.d_model}, vocabulary {s.d_vocab:,}"
+        where = " and ".join(map(str, self.devices))
         sides = paragraph("base ", inline(o.base), "<br>tuned ", inline(o.tuned))
-        made = f"{self.loaded('base').n_parameters:,} parameters each, {o.dtype}, on {self.device}"
+        made = f"{self.loaded('base').n_parameters:,} parameters each, {o.dtype}, on {where}"
         notes = list(r.notes)
         if r.merge_drift is not None:
             notes.append(f"adapter merged in float32; merged and unmerged logits differ by at most {r.merge_drift:.2g} on a probe")
@@ -181,13 +183,6 @@ def _laws_html(laws: tuple[Law, ...]) -> Html:
     return folded(said, table(("", "law", "measured", "bound"), rows, numbers=(2, 3), texts=(1,)), opened=bool(failed))
 
 
-def _apart(mine: Tensor, yours: Tensor) -> bool:
-    """Whether a joined pair holds two tensors here, and not one that both sides have."""
-    if mine.device == yours.device:
-        return mine.data_ptr() != yours.data_ptr()
-    return not torch.equal(mine, yours.to(mine.device))
-
-
 def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> Pair:
     """Hold two models against each other and make them a pair; tensors that are equal then share storage.
 
@@ -201,26 +196,17 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
     if {w.name for w in ours} != set(theirs):
         odd = sorted({w.name for w in ours} ^ set(theirs))
         raise PairError(f"base and tuned have different tensors, for example {odd[0]}; both must be of one architecture")
-    differences = []
+    differences, changed = [], set()
     for mine in ours:
         yours = theirs[mine.name]
-        if mine.parameter.shape != yours.parameter.shape:
-            raise PairError(
-                f"{mine.name} is {tuple(mine.parameter.shape)} in base and {tuple(yours.parameter.shape)} in tuned; shapes must agree"
-            )
-        for side, weight in (("base", mine), ("tuned", yours)):
-            if not torch.isfinite(weight.parameter).all():
-                raise PairError(f"{side} has NaN or inf in {weight.name}; the checkpoint is damaged or its training diverged")
-        if mine.parameter.dtype != yours.parameter.dtype:
-            raise PairError(
-                f"{mine.name} is of dtype {mine.parameter.dtype} in base and {yours.parameter.dtype} in tuned; "
-                "load both with one dtype, e.g. dtype float32"
-            )
+        _comparable(mine, yours)
         difference = _difference(mine, yours)
         if difference is None:
             if mine.parameter.device == yours.parameter.device:
                 yours.parameter.data = mine.parameter.data
-        elif not mine.copy:
+            continue
+        changed.add(mine.name)
+        if not mine.copy:
             differences.append(difference)
     buffers, others = stored_buffers(base), stored_buffers(tuned)
     for name, buffer in buffers.items():
@@ -228,7 +214,7 @@ def join(base: Model, tuned: Model, tokenizer: PreTrainedTokenizerBase, origin: 
             raise PairError(f"base and tuned differ in {name}, which the checkpoint has and which is no weight; no recipe moves it")
     if not differences:
         raise PairError("base and tuned are identical: no tensor differs; was the adapter trained, and is tuned the right folder?")
-    return Pair(base, tuned, tokenizer, origin, tuple(differences))
+    return Pair(base, tuned, tokenizer, origin, tuple(differences), frozenset(changed))
 
 
 def config_differences(base: Model, tuned: Model) -> tuple[str, ...]:
@@ -252,6 +238,19 @@ def _same_shape(base: Model, tuned: Model) -> None:
             else "give a base and its own fine-tune"
         )
         raise PairError(f"shapes differ: {field_name} is {getattr(a, field_name)} in base and {getattr(b, field_name)} in tuned; {mend}")
+
+
+def _comparable(mine: Weight, yours: Weight) -> None:
+    a, b = mine.parameter, yours.parameter
+    if a.shape != b.shape:
+        raise PairError(f"{mine.name} is {tuple(a.shape)} in base and {tuple(b.shape)} in tuned; shapes must agree")
+    if a.dtype != b.dtype:
+        raise PairError(f"{mine.name} is of dtype {a.dtype} in base and {b.dtype} in tuned; load both with one dtype, e.g. dtype float32")
+    if a.device.type != b.device.type:  # a CPU and a GPU round differently, and no law could tell that from a mistake
+        raise PairError(f"{mine.name} is on device {a.device} in base and {b.device} in tuned; put both on devices of one kind")
+    for side, tensor in (("base", a), ("tuned", b)):
+        if not torch.isfinite(tensor).all():
+            raise PairError(f"{side} has NaN or inf in {mine.name}; the checkpoint is damaged or its training diverged")
 
 
 def _difference(mine: Weight, yours: Weight) -> Difference | None:

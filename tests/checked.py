@@ -1,7 +1,7 @@
 """Every function of the package is checked as it is called: types by beartype, and shapes, where an annotation has some, by jaxtyping.
 
 jaxtyping's own import hook binds the signature of every call, and compiles its checks anew each time that a function makes a
-function: that was a third of this suite's time. Here functions within functions are left out.
+function, which takes longer than small models do. Here functions within functions are left out.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def test_hooks_that_the_user_attached_stay(llama: Pair, batch: Batch) -> None:
     calls: list[int] = []
     model = copy.deepcopy(llama.base)
     tuned = copy.deepcopy(llama.tuned)
-    pair = Pair(model, tuned, llama.tokenizer, llama.origin, llama.differences)
+    pair = Pair(model, tuned, llama.tokenizer, llama.origin, llama.differences, llama.changed)
     for side in (model, tuned):
         side.add_hook("blocks.2.hook_mlp_out", lambda act, hook: calls.append(1))
     left = {"base": hooks_left(model), "tuned": hooks_left(tuned)}
@@ -352,7 +352,7 @@ def test_every_law_holds_on_every_architecture(pair: Pair) -> None:
 
 def broken(pair: Pair) -> Pair:
     """Copies, to be broken."""
-    return Pair(copy.deepcopy(pair.base), copy.deepcopy(pair.tuned), pair.tokenizer, pair.origin, pair.differences)
+    return Pair(copy.deepcopy(pair.base), copy.deepcopy(pair.tuned), pair.tokenizer, pair.origin, pair.differences, pair.changed)
 
 
 def failing(pair: Pair) -> list[str]:

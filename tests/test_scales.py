@@ -363,7 +363,7 @@ def test_a_hook_point_that_is_passed_by_fails_the_law(llama: Pair, adapted: Adap
     scales = scales_at(*HEADS)
     made = adapted("llama", scales)
     assert scaled_law(made, scales).holds
-    deaf = Pair(made.base, llama.base, made.tokenizer, made.origin, made.differences)
+    deaf = Pair(made.base, llama.base, made.tokenizer, made.origin, made.differences, made.changed)
     assert not scaled_law(deaf, scales).holds
 
 

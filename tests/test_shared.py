@@ -512,7 +512,7 @@ def test_a_model_whose_blocks_cannot_be_called_alone_is_run_one_by_one(
 
 def test_a_modules_own_hook_of_the_users_sees_each_row_once(llama: Pair, reads: Reads) -> None:
     base, tuned = copy.deepcopy(llama.base), copy.deepcopy(llama.tuned)
-    pair = Pair(base, tuned, llama.tokenizer, llama.origin, llama.differences, llama.report)
+    pair = Pair(base, tuned, llama.tokenizer, llama.origin, llama.differences, llama.changed, llama.report)
     recipes = [parse_recipe(f"base; patch L{i}.mlp <- tuned") for i in range(N_LAYERS)]
     before = read(pair, recipes, reads)
     base.blocks[-1].register_forward_hook(lambda module, args, out: (out[0] + 1, *out[1:]) if isinstance(out, tuple) else out + 1)
@@ -546,7 +546,7 @@ def test_a_window_that_slides_is_seen_by_shared_work(architecture: str, tokenize
 
 def test_a_model_that_the_user_hung_hooks_in_is_run_one_by_one(llama: Pair, reads: Reads) -> None:
     base, tuned = copy.deepcopy(llama.base), copy.deepcopy(llama.tuned)
-    pair = Pair(base, tuned, llama.tokenizer, llama.origin, llama.differences, llama.report)
+    pair = Pair(base, tuned, llama.tokenizer, llama.origin, llama.differences, llama.changed, llama.report)
     rows: list[int] = []
     base.add_hook("blocks.2.hook_mlp_out", lambda act, hook: rows.append(len(act)))
     recipes = [parse_recipe(f"base; patch L{i}.mlp <- tuned") for i in range(N_LAYERS)]

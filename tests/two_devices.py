@@ -40,8 +40,13 @@ class There(Tensor):
 @contextmanager
 def two_devices() -> Iterator[None]:
     """While it is on, tensors can be made on and moved to the other device; one operation on both raises, as on two GPUs."""
-    with _Made(), _Run():
-        yield
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # else module.to() keeps the parameter and changes its data
+    try:
+        with _Made(), _Run():
+            yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
 class _Made(TorchFunctionMode):

@@ -52,7 +52,7 @@ def _print(pair: Pair) -> None:
     s, o, r = pair.shape, pair.origin, pair.report
     shown.print(f"base   {o.base}\ntuned  {o.tuned}", markup=False, soft_wrap=True)
     shape = f"{s.n_layers} layers, {s.n_heads} heads ({s.n_key_value_heads} key-value), d_model {s.d_model}, vocabulary {s.d_vocab}"
-    shown.print(f"both   {shape}, {o.dtype}, on {pair.device}; {r.tokenizer}", markup=False)
+    shown.print(f"both   {shape}, {o.dtype}, on {' and '.join(map(str, pair.devices))}; {r.tokenizer}", markup=False)
     if r.merge_drift is not None:
         shown.print(f"adapter merged in float32; merged and unmerged logits differ by at most {r.merge_drift:.2g} on a probe", markup=False)
     if r.added_tokens:

@@ -32,7 +32,7 @@ def evaluate(
     apply_chat_template: bool = typer.Option(False, "--apply-chat-template", help="Put prompts through the tokenizer's chat template."),
     limit: int | None = typer.Option(None, help="At most this many documents of each task, its first ones."),
     batch_size: int = typer.Option(8, help="Documents at a time."),
-    device: str = typer.Option("auto", help=common.DEVICE_HELP),
+    device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     out: Path | None = typer.Option(None, help="The run folder to write. Default: runs/eval-DATE-TIME."),
     as_json: bool = typer.Option(False, "--json", help="Print the numbers on stdout (the folder's path then goes to stderr)."),

@@ -9,7 +9,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from taia_lens.engine.reads import run_body
+from taia_lens.engine.reads import device_of, run_body
 from taia_lens.sites import Site
 from taia_lens.weights import Model
 
@@ -24,7 +24,7 @@ def mean_squares(model: Model, batches: Iterable[tuple[Tensor, Tensor]]) -> Floa
     names = [Site("head", layer, 0).hook for layer in range(model.cfg.n_layers)]
     sums: dict[str, Tensor] = {}
     count = 0
-    device = next(model.parameters()).device
+    device = device_of(model)
     for tokens, mask in batches:
         tokens, mask = tokens.to(device), mask.to(device)
 

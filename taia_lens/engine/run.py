@@ -76,7 +76,8 @@ def with_needed(pair: Pair, recipes: Sequence[Recipe], batch: Batch, donors: Map
 def applied(pair: Pair, recipe: Recipe, *, batch: Batch | None = None, donors: Mapping[Side, Run] | None = None) -> Iterator[Model]:
     """The host model with the recipe carried out on it, live, for as long as the block runs.
 
-    Every TransformerLens tool works on it. Weights and hooks are restored on the way out, whatever happens inside.
+    Every TransformerLens tool works on it. Weights and hooks are restored on the way out, whatever happens inside. Where base and
+    tuned are on two devices, the host stays on its own, and all that is taken from the other side is held there beside it.
 
     Args:
         pair: The two models.

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from taia_lens.engine.reads import device_of
 from taia_lens.scales import Scales
 from taia_lens.sites import Site
 from taia_lens.weights import Model
@@ -53,7 +54,7 @@ def laid_out(model: Model, scales: Scales, layer: int) -> tuple[str, Tensor, Ten
     """One layer's hook name, and its gain and offset in the shape of the activation there: of heads, one row a head."""
     rows = [i for i, site in enumerate(scales.sites) if site.layer == layer]
     here = [scales.sites[i] for i in rows]
-    device = next(model.parameters()).device
+    device = device_of(model)
     index = torch.tensor(rows, device=scales.gain.device)
     gain, offset = (_laid_out(model, here, t[index]).to(device) for t in (scales.gain, scales.offset))
     return here[0].hook, gain, offset

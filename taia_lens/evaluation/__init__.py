@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taia_lens.batch import Encoder, check_size
+from taia_lens.engine import device_of
 from taia_lens.errors import SuiteError
 from taia_lens.evaluation.choices import prepare_choices
 from taia_lens.evaluation.next_token import prepare_next
@@ -66,7 +67,7 @@ def score(model: Model, piece: Piece) -> Scored:
 
 
 def _read(model: Model, reading: Reading) -> Scored:
-    device = next(model.parameters()).device
+    device = device_of(model)
     here = [reads.to(device) for reads in reading.reads]
     found = [reading.small(reads, reads.run(model)) for reads in here]
     return Scored(reading.values([array for part in found for _, array in off_device([(0, part)])]))

@@ -155,7 +155,7 @@ def _said(text: str, opened: _Opened, norms: Side | None, embed: Side | None) ->
     unsaid = [w for w in bare.weights if not w.copy and w.component in asked and asked[w.component] is None]
     found = [w for w in unsaid if sides.differs(opened.base, opened.tuned, bare.parameter[w.name])]
     differences = tuple(Difference(w.name, w.component, w.layer, float("nan"), float("nan")) for w in found)
-    pair = Pair(bare.lens, bare.lens, opened.tokenizer, Origin("", "", ""), differences)
+    pair = Pair(bare.lens, bare.lens, opened.tokenizer, Origin("", "", ""), differences, frozenset(w.name for w in found))
     norms, embed = resolve_sides(pair, norms, embed)
     return named_recipe(text, norms=norms, embed=embed)
 

@@ -83,8 +83,8 @@ def load_pair(
             'taia-lens lofit fit' wrote, which both sides then get as parameters, base's being zero.
         tokenizer: Needed only where no side brings one.
         device: Where models from folders go: `auto` takes a GPU where there is one; `cuda:0,cuda:1` are base's and tuned's, where
-            one has no room for both. Models in memory stay where they are. Recipes are run on base's device, to which what they
-            need of tuned is brought each time.
+            one has no room for both. Models in memory, and adapters of them, stay where they are. Numbers come to base's device;
+            what a recipe takes from the other side is brought over each time, a layer at a time where work is shared.
         dtype: Of models from folders; `auto` keeps the checkpoint's own. Models in memory keep theirs, and another is refused.
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
@@ -148,6 +148,8 @@ def inspect_pair(
             else f"tokenizer of {brought[0] if brought else 'the caller'}; none to compare it with"
         )
         why = plain_because(pair, check.probe(pair))
+        if len(pair.devices) > 1:  # the laws share work, too, so that of tuned's weights a layer is brought over and not all
+            pair = replace(pair, report=Report(plain_because=why))
         notes += (f"recipes are run one by one on this pair: {why}",) if why else ()
         return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair)), why))
 

@@ -100,5 +100,5 @@ def suites_attr(prepared: Sequence[Prepared]) -> dict[str, dict[str, Any]]:
 def pair_attrs(pair: Pair) -> dict[str, object]:
     """What a result keeps of the pair it came from."""
     origin = pair.origin
-    device = str(pair.device)
+    device = ",".join(map(str, pair.devices))
     return {"base": origin.base, "tuned": origin.tuned, "dtype": origin.dtype, "device": device, "fingerprint": pair.fingerprint}

@@ -279,7 +279,7 @@ def _attrs(pair: Pair, plan: PatchPlan, suite: Suite, batch_size: int, seed: int
         "base": pair.origin.base,
         "tuned": pair.origin.tuned,
         "dtype": pair.origin.dtype,
-        "device": str(pair.device),
+        "device": ",".join(map(str, pair.devices)),
         "fingerprint": pair.fingerprint,
         "suite": suite.name,
         "suite_sha256": suite.sha256,
