@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from accelerate import dispatch_model
 from architectures import make, tuned_from
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from two_devices import ELSEWHERE, HERE, elsewhere, two_devices
 
 import taia_lens as tl
@@ -118,6 +120,23 @@ def test_on_other_architectures_too_and_where_each_side_has_its_own_blocks(
     assert pair.alike == (not changes) and pair.report.plain_because == ""
     for text, shared, plain in zip(RECIPES, read(pair, suite, "shared"), read(pair, suite, "plain"), strict=True):
         assert (shared - plain).abs().max() < 1e-4, text  # as on one device: rows of one call or another
+
+
+def split(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose upper layers lie on the other device, as `device_map` lays a model out."""
+    own = {"model.embed_tokens": HERE, "model.rotary_emb": HERE, "model.layers.0": HERE, "model.layers.1": ELSEWHERE}
+    places = {name: str(device) for name, device in own.items()}
+    places |= dict.fromkeys(("model.layers.2", "model.norm", "lm_head"), str(ELSEWHERE))
+    return dispatch_model(copy.deepcopy(model), places, main_device=str(HERE), force_hooks=True)
+
+
+@pytest.mark.parametrize("plan", ["shared", "plain"])
+def test_a_pair_whose_models_are_split_by_accelerate(together: Pair, tokenizer: PreTrainedTokenizerBase, suite: Suite, plan: str) -> None:
+    base = make("llama", 0)
+    pair = load_pair(split(base), split(tuned_from(base, 1, but="embed")), tokenizer=tokenizer)
+    assert next(pair.tuned.blocks[2].parameters()).device == ELSEWHERE and pair.report.plain_because == ""
+    for text, found, wanted in zip(RECIPES, read(pair, suite, plan), read(together, suite, plan), strict=True):
+        assert torch.equal(found, wanted), text
 
 
 def asked(suite: Suite, task: Task) -> Suite:
