@@ -44,7 +44,7 @@ browser:         ## a browser and fonts for the tests of pages: 210 MB to downlo
 # Files in the order of their names: by the number of their tests, those of few long ones would come last, and one worker would wait.
 unit: .venv/test.stamp browser  ## tests and doctests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules -m "not alone" tests taia_lens
-	$(BIN)/python -m pytest -m alone tests
+	$(BIN)/python -m pytest -m alone $$(grep -l "mark.alone" tests/*.py)
 
 notebooks: .venv/test.stamp  ## every notebook, from a clean kernel
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=180 notebooks

@@ -238,7 +238,7 @@ def test_the_main_job_is_fast_and_small(main_job: dict[str, Any], tmp_path: Path
     assert min(seconds) < 12, seconds
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_every_layer_takes_less_than_a_minute(tmp_path: Path) -> None:
     assert _timed(tmp_path, "patch", "--layer", "all", "--component", "attn,mlp")["seconds"] < 60
 
