@@ -26,6 +26,7 @@ from taia_lens.pair import Pair
 from taia_lens.recipe import Recipe, taia, taif
 
 COMMAND = [sys.executable, "-c", "from taia_lens.cli import main; main()"]
+IMPORTS = 2.4  # the main job's 12 s over the 5 s of its imports where it was measured (half of its time: benchmarks/README.md)
 
 
 @pytest.fixture(scope="module")
@@ -228,14 +229,24 @@ def test_the_main_job_agrees_with_run_with_hooks(shipped: Pair, main_job: dict[s
         assert abs(record["patched"] - np.mean(rows[record["metric"]][record["domain"]])) <= 1e-5
 
 
+def _imports() -> float:
+    """Seconds that a fresh interpreter takes to import what a pair is loaded with."""
+    start = time.perf_counter()
+    code = "import torch, transformers, peft, transformer_lens.model_bridge, xarray, scipy.stats, plotly.graph_objects"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
 @pytest.mark.alone
 def test_the_main_job_is_fast_and_small(main_job: dict[str, Any], tmp_path: Path) -> None:
+    """12 s on two idle cores; on a machine that is slow today, as many times its imports as 12 s are there."""
     assert main_job["peak_gb"] < 2
+    bound = max(12, IMPORTS * min(_imports() for _ in range(2)))
     seconds = [main_job["seconds"]]
-    while len(seconds) < 3 and min(seconds) >= 12:  # a cold disk, or a machine's other tenants: once more
+    while len(seconds) < 3 and min(seconds) >= bound:  # a cold disk, or a machine's other tenants: once more
         (tmp_path / str(len(seconds))).mkdir()
         seconds.append(_timed(tmp_path / str(len(seconds)), "patch", "--component", "mlp", "--layer", "12")["seconds"])
-    assert min(seconds) < 12, seconds
+    assert min(seconds) < bound, (seconds, bound)
 
 
 @pytest.mark.slow
