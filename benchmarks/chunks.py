@@ -1,6 +1,6 @@
 """How many tokens one call of a block should be given on this machine: seconds of a layer x {attn, mlp} sweep, by budget.
 
-Run: python benchmarks/chunks.py [--model NAME ...] [--rounds N] [--threads N]. Prints a table; the default of taia_lens.engine.Budget
+Run: python benchmarks/chunks.py [--model NAME ...] [--rounds N] [--threads N]. Prints a table; the default of taia_lens.Budget
 is what suits two cores.
 Below it, what the plain forward takes for a token when so many are given to it at once: the "limit" of sweeps.py is taken at the
 throughput of one batch, which is fewer tokens, and can therefore be beaten.
@@ -17,7 +17,8 @@ from side_by_side.models import SHAPES, make_setting, random_batch
 from side_by_side.questions import components
 
 from taia_lens.batch import Batch
-from taia_lens.engine import Budget, Reads, run_recipes
+from taia_lens.budget import Budget
+from taia_lens.engine import Reads, run_recipes
 
 TOKENS = (200, 400, 800, 1500, 3000, 6000, 12000)
 ROWS = {"demo": 64, "gqa": 16}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taia_lens import lofit, plots, results, summaries, tables
     from taia_lens.batch import Batch, make_batches
+    from taia_lens.budget import Budget
     from taia_lens.demo import demo_pair, demo_suite
-    from taia_lens.engine import applied, evaluate
+    from taia_lens.engine import applied, evaluate, measure_pace
     from taia_lens.engine.scaled import scaled
     from taia_lens.errors import TaiaLensError
     from taia_lens.explorer import explore
@@ -82,6 +83,7 @@ _MODULES = ("lofit", "plots", "results", "summaries", "tables")
 _HOME = {
     "Ablate": "recipe",
     "Batch": "batch",
+    "Budget": "budget",
     "Controls": "studies.grid",
     "Graft": "recipe",
     "Loaded": "loaded",
@@ -134,6 +136,7 @@ _HOME = {
     "load_suite": "suite",
     "make_batches": "batch",
     "make_suite": "suite",
+    "measure_pace": "engine",
     "named_recipe": "recipe_text",
     "open_store": "store",
     "parse_recipe": "recipe_text",
@@ -169,6 +172,7 @@ _HOME = {
 __all__ = [
     "Ablate",
     "Batch",
+    "Budget",
     "Controls",
     "Graft",
     "Loaded",
@@ -221,6 +225,7 @@ __all__ = [
     "lofit",
     "make_batches",
     "make_suite",
+    "measure_pace",
     "named_recipe",
     "open_store",
     "parse_recipe",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from taia_lens.budget import BUDGET, Budget
 from taia_lens.weights import Model, Weight, is_idle, stored_buffers, weights
 
 
@@ -41,12 +42,14 @@ class Loaded:
         tokenizer: What its prompts are read with.
         name: Where it came from.
         plain_because: Why recipes are run one by one on it and share no work; empty where they do.
+        budget: How much is run, and held, at a time.
     """
 
     model: Model
     tokenizer: PreTrainedTokenizerBase
     name: str
     plain_because: str = "the model was not checked"
+    budget: Budget = BUDGET
 
     @property
     def models(self) -> tuple[Model, ...]:

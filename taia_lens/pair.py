@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from taia_lens.budget import BUDGET, Budget
 from taia_lens.errors import PairError
 from taia_lens.html import Html, card, folded, inline, listed, paragraph, table
 from taia_lens.loaded import HARMLESS, Loaded, Shape, architecture, config
@@ -76,7 +77,8 @@ class Pair:
     """Base and tuned, checked against each other; made by `load_pair`.
 
     Tensors equal in both share storage, where both sides are on one device. Nothing is folded, centred or cast. `changed` names
-    the weights that are not equal in both: those of `differences`, and what the bridge split off them.
+    the weights that are not equal in both: those of `differences`, and what the bridge split off them; `budget` says how much is
+    run, and held, at a time.
     """
 
     base: Model
@@ -86,6 +88,7 @@ class Pair:
     differences: tuple[Difference, ...]
     changed: frozenset[str]
     report: Report = Report()
+    budget: Budget = BUDGET
 
     def side(self, side: Side) -> Model:
         return self.base if side == "base" else self.tuned
@@ -103,8 +106,8 @@ class Pair:
         # Kept, since each hashes its weights once: on a large model that takes as long as loading it.
         why = self.report.plain_because
         return {
-            "base": Loaded(self.base, self.tokenizer, self.origin.base, why),
-            "tuned": Loaded(self.tuned, self.tokenizer, self.origin.tuned, why),
+            "base": Loaded(self.base, self.tokenizer, self.origin.base, why, self.budget),
+            "tuned": Loaded(self.tuned, self.tokenizer, self.origin.tuned, why, self.budget),
         }
 
     @property

@@ -119,6 +119,20 @@ def test_check_as_json(run: Run, folders: Path) -> None:
     assert {d["component"] for d in found["differences"]} >= {"attn", "mlp", "embed"}
 
 
+def test_check_measures_how_much_to_run_at_a_time_and_patch_takes_it(run: Run, models: list[str]) -> None:
+    pair = models[:4]
+    _, out, _ = run("check", *pair, "--measure", "--json")
+    found = json.loads(out)["pace"]
+    assert str(found["call_tokens"]) in found["seconds_a_token"]
+    code, out, _ = run("check", *pair, "--measure")
+    assert code == 0 and "a token in one block, by tokens of a call: 400 " in out and "suits this machine" in out
+    asked = ("patch", "--component", "mlp", *models, "--out", "here")
+    assert run(*asked, "--call-tokens", "77")[0] == 0
+    assert json.loads(Path("here/meta.json").read_text())["pair"]["call_tokens"] == 77
+    code, _, err = run(*asked, "--call-tokens", "0")
+    assert code == 2 and "call-tokens" in err
+
+
 @pytest.mark.parametrize("args", [(), ("patch",), ("check",), ("demo",), ("demo", "train")])
 def test_every_command_has_help_with_an_example(run: Run, args: tuple[str, ...]) -> None:
     code, out, _ = run(*args, "--help")

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taia_lens import results
 from taia_lens.batch import Batch, make_batches
-from taia_lens.engine import ActivationStore, Budget, Part, Reads, Run, applied, evaluate, parts_of_recipes, run_plain
+from taia_lens.budget import Budget
+from taia_lens.engine import ActivationStore, Part, Reads, Run, applied, evaluate, parts_of_recipes, run_plain
 from taia_lens.engine import store as store_module
 from taia_lens.errors import ResultError, SiteError, SuiteError, TaiaLensError
 from taia_lens.pair import Pair

@@ -14,7 +14,8 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from taia_lens.engine import Budget, Part, Reads, parts_of_recipes
+from taia_lens.budget import Budget
+from taia_lens.engine import Part, Reads, parts_of_recipes
 from taia_lens.errors import RecipeError
 from taia_lens.evaluation import off_device, pieces
 from taia_lens.loaded import Loaded

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens.batch import NO_TOKEN, Batch
+from taia_lens.budget import Budget
 from taia_lens.check import probe
-from taia_lens.engine import Budget, Reads, evaluate, parts_of_recipes, plan_recipes, run_recipes, run_scales
+from taia_lens.engine import Reads, evaluate, parts_of_recipes, plan_recipes, run_recipes, run_scales
 from taia_lens.engine import blocks as engine_blocks
 from taia_lens.engine.plan import Step
 from taia_lens.errors import RecipeError, SiteError, TaiaLensError

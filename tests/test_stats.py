@@ -13,7 +13,16 @@ import torch
 from scipy import stats as reference
 
 from taia_lens import stats
-from taia_lens.stats import adjust, difference_interval, difference_p, mean_interval, rate_interval, ratio_interval, sign_flip_p
+from taia_lens.stats import (
+    _first_groups,
+    adjust,
+    difference_interval,
+    difference_p,
+    mean_interval,
+    rate_interval,
+    ratio_interval,
+    sign_flip_p,
+)
 
 
 def test_the_interval_of_a_ratio_covers_it_95_times_in_100() -> None:
@@ -231,6 +240,17 @@ def test_a_p_between_domains_is_what_scipy_finds() -> None:
     np.testing.assert_array_equal(difference_p(np.ones((1, 6)), np.ones((1, 4)), seed=0), [1])
     # Only 2 of the 210 ways to deal 4 ones and 6 zeros put them apart as found; each is drawn about 95 times in 9,999.
     assert difference_p(np.ones(4), np.zeros(6), seed=0) == pytest.approx(1 / 210, abs=0.002)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 2), (6, 3), (5, 4)])
+def test_every_choice_of_the_first_group_is_as_likely_as_any_other(n: int, m: int) -> None:
+    dealt = _first_groups(30_000, n, m, np.random.default_rng(0))
+    assert (dealt.sum(1) == m).all()
+    counts = np.bincount(dealt @ (1 << np.arange(n)), minlength=2**n)
+    counts = counts[[bin(which).count("1") == m for which in range(2**n)]]
+    assert reference.chisquare(counts).pvalue > 0.01
+    shifted = counts + np.where(np.arange(len(counts)) == 0, 300, 0)  # a choice that comes 300 times too often is found out
+    assert reference.chisquare(shifted).pvalue < 0.001
 
 
 def test_nan_cells_stay_nan_and_leave_the_others_alone() -> None:

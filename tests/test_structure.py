@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taia_lens"
 # Lowest first; a module imports from levels below its own only.
 LEVELS: list[set[str]] = [
     {"errors", "files", "html"},
-    {"sites", "metric_names", "stats", "answers", "images"},
+    {"budget", "sites", "metric_names", "stats", "answers", "images"},
     {"recipe", "rows"},
     {"recipe_text", "suite", "weights"},
     {"readers", "batch", "loaded", "results", "store"},

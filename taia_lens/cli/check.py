@@ -14,6 +14,7 @@ from taia_lens.errors import CheckError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from taia_lens.engine import Pace
     from taia_lens.pair import Pair
 
 
@@ -22,6 +23,7 @@ def check(
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
+    measure: bool = typer.Option(False, "--measure", help="Also measure how many tokens a call of a block should be given here."),
     as_json: bool = typer.Option(False, "--json", help="Print the report on stdout as JSON."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=common.REMOTE_HELP),
@@ -34,10 +36,16 @@ def check(
     options.check()
     with common.status("loading and checking the pair"):
         pair = options.load(checked=False)
+    pace = _measured(pair) if measure else None
     if as_json:
-        print(json.dumps(common.provenance(pair) | {"differences": [asdict(d) for d in pair.differences]}, indent=1, allow_nan=False))
+        found = common.provenance(pair) | {"differences": [asdict(d) for d in pair.differences]}
+        if pace is not None:
+            found["pace"] = {"seconds_a_token": pace.seconds, "call_tokens": pace.tokens}
+        print(json.dumps(found, indent=1, allow_nan=False))
     else:
         _print(pair)
+        if pace is not None:
+            _print_pace(pace)
     failed = [law for law in pair.report.laws if not law.holds]
     if failed:
         raise CheckError(
@@ -61,6 +69,28 @@ def _print(pair: Pair) -> None:
         shown.print(f"note: {note}", markup=False)
     _print_differences(shown, pair)
     _print_laws(shown, pair)
+
+
+def _measured(pair: Pair) -> Pace | None:
+    """None where no work is shared on this pair, and no call is given more than one recipe's rows."""
+    from taia_lens.engine import measure_pace
+
+    if pair.report.plain_because:
+        return None
+    with common.status("measuring how many tokens a call should be given"):
+        return measure_pace(pair.loaded("base"))
+
+
+def _print_pace(pace: Pace) -> None:
+    from taia_lens.budget import BUDGET
+
+    print("a token in one block, by tokens of a call: " + ", ".join(f"{n} {s * 1e6:.2f} µs" for n, s in pace.seconds.items()))
+    if pace.tokens == BUDGET.tokens:
+        print(f"the default, {BUDGET.tokens} tokens a call, suits this machine")
+        return
+    own, default = pace.seconds[pace.tokens], pace.seconds.get(BUDGET.tokens)
+    gain = "memory has no room for more" if default is None else f"a token takes {own / default:.2f} of the default's time"
+    print(f"--call-tokens {pace.tokens} suits this machine: {gain}")
 
 
 def _print_differences(shown: Console, pair: Pair) -> None:

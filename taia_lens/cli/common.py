@@ -22,12 +22,20 @@ from taia_lens.suite import DOMAINS, Suite, load_suite
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from taia_lens.budget import Budget
     from taia_lens.loaded import Loaded
     from taia_lens.pair import Pair
     from taia_lens.store import CellStore
 
 
 DEMO_BASE = "demo:base"
+
+
+def budget(call_tokens: int | None) -> Budget:
+    """How much is run at a time, as asked for."""
+    from taia_lens.budget import BUDGET, Budget
+
+    return BUDGET if call_tokens is None else Budget(tokens=call_tokens)
 
 
 def model_source(asked: str | None) -> str | Path:
@@ -47,6 +55,7 @@ class PairOptions:
     dtype: str
     allow_pickle: bool
     trust_remote_code: bool
+    call_tokens: int | None = None
 
     def check(self) -> None:
         """Raise where only one side is named."""
@@ -73,6 +82,7 @@ class PairOptions:
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+            budget=budget(self.call_tokens),
         )
         gc.freeze()
         gc.enable()
@@ -88,6 +98,7 @@ class ModelOptions:
     dtype: str
     allow_pickle: bool
     trust_remote_code: bool
+    call_tokens: int | None = None
 
     @property
     def demo(self) -> bool:
@@ -105,6 +116,7 @@ class ModelOptions:
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
+            budget=budget(self.call_tokens),
         )
         gc.freeze()
         gc.enable()
@@ -267,6 +279,7 @@ def provenance(pair: Pair) -> dict[str, Any]:
         "fingerprint": pair.fingerprint,
         "report": asdict(pair.report),
         "tensors_differing": len(pair.differences),
+        "call_tokens": pair.budget.tokens,
     }
 
 
@@ -295,5 +308,6 @@ STORE = Path("runs/cells.sqlite")
 STORE_HELP = "Where finished cells are kept, so that an interrupted run goes on where it stopped."
 NORMS_HELP = "Whose norms TAIA and TAIF take: base or tuned. Must be said where they differ."
 EMBED_HELP = "Whose embeddings and unembedding: base or tuned. Must be said where they differ."
+CALL_HELP = "Tokens that one call of a block is given; 'taia-lens check --measure' says what suits a machine. Default: 1500."
 DRY_HELP = "Print how much work it would be, and do no more."
 LIMIT_HELP = "At most this many prompts of each domain, drawn with --seed."

@@ -41,6 +41,7 @@ def compare(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
@@ -60,7 +61,7 @@ def compare(
     Example: taia-lens compare --base ./base --tuned ./tuned --suite id=train_like.jsonl --suite ood=other.jsonl
     """
     started = time.time()
-    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     options.check()
     sides = common.check_side("norms", norms), common.check_side("embed", embed)
     further = _recipes(recipe or [], *sides)

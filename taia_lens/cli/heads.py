@@ -66,6 +66,7 @@ def heads(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP + " Of --suite only."),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the random heads, of the bootstrap and of --limit."),
@@ -85,10 +86,10 @@ def heads(
     Example: taia-lens heads --by lofit,iti,patch,atp --k 3% --base ./base --tuned ./tuned --train train.jsonl --suite test.jsonl
     """
     started = time.time()
-    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     if base is None and tuned is not None:
         raise PairError("--tuned was given without --base; give both, or neither for the demo's base")
-    one = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    one = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     sides = common.check_side("norms", norms), common.check_side("embed", embed)
     names = common.names(by, "by") if by is not None else None
     checks = None if check is None else () if check == "none" else common.names(check, "check")

@@ -31,6 +31,7 @@ def layers(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the permutations, of the bootstrap and of --limit."),
@@ -51,7 +52,7 @@ def layers(
     Example: taia-lens layers --base ./base --tuned ./tuned --suite id=a.jsonl --suite ood=b.jsonl --unit head --view alone
     """
     started = time.time()
-    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     options.check()
     if layer != "all":
         parse_span(layer, "layer")

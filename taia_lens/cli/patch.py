@@ -34,6 +34,7 @@ def patch(
     suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
     limit: int | None = typer.Option(None, help="At most this many prompts of each domain, drawn with --seed."),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
@@ -56,7 +57,7 @@ def patch(
     Example: taia-lens patch --component attn,mlp --layer 8-15 --base ./base --tuned ./adapter --suite prompts.jsonl
     """
     started = time.time()
-    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     options.check()
     metrics = check_metrics(common.names(metric, "metric"))
     patchable(component, with_heads=head is not None)

@@ -37,6 +37,7 @@ def steer(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(64, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the held-out rows, the folds, the random directions, the bootstrap and --limit."),
@@ -57,7 +58,7 @@ def steer(
     Example: taia-lens steer --base ./base --train train.jsonl --suite id=a.jsonl --suite ood=b.jsonl --scales lofit=runs/lofit
     """
     started = time.time()
-    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     asked = _asked(base, train, suite)
     suites, fit = common.read_suites(asked[1:], options, limit=limit, seed=seed), common.one_suite(asked[0], options)
     strengths, sites = None if alphas is None else common.numbers(alphas, "alphas"), None if heads is None else _heads(heads)

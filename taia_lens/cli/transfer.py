@@ -48,6 +48,7 @@ def transfer(
     metric: str | None = typer.Option(None, help="Metrics, with commas between. Default: the main one of each suite's task."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP + " Of the test suites only."),
     batch_size: int = typer.Option(128, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the random heads, of the bootstrap and of --limit."),
@@ -65,7 +66,7 @@ def transfer(
     Example: taia-lens transfer --task truth=demo:truth-train,demo:truth --task facts=facts-train.jsonl,facts-test.jsonl
     """
     started = time.time()
-    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     tasks = dict(_task(text, options, limit, seed) for text in task)
     if len(tasks) < len(task):
         raise TaiaLensError("two tasks have one name; give each --task a name of its own")

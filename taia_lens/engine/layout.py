@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from taia_lens.budget import Budget
 from taia_lens.engine.blocks import Blocks
-from taia_lens.engine.plan import Budget, Extent, Plan, Step
+from taia_lens.engine.plan import Extent, Plan, Step
 from taia_lens.engine.planner import make_plan
 from taia_lens.engine.reads import Reads, device_of
 from taia_lens.engine.run import Run, check_hooks, check_sites

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taia_lens.batch import Batch
+from taia_lens.budget import Budget
 from taia_lens.engine.layout import Layout, lay_out, lay_out_scales
-from taia_lens.engine.plan import BUDGET, Budget, Plan
+from taia_lens.engine.plan import Plan
 from taia_lens.engine.reads import Reads
 from taia_lens.engine.run import Run, applied, check_recipe, with_needed
 from taia_lens.engine.scaled import scaled
@@ -39,7 +40,7 @@ def evaluate(
     *,
     donors: Mapping[Side, Run] | None = None,
     plan: Way = "shared",
-    budget: Budget = BUDGET,
+    budget: Budget | None = None,
 ) -> dict[str, Float[Tensor, "recipe batch"]]:
     """Carry out each recipe on the batch and read its numbers.
 
@@ -71,7 +72,7 @@ def run_recipes(
     *,
     donors: Mapping[Side, Run] | None = None,
     plan: Way = "shared",
-    budget: Budget = BUDGET,
+    budget: Budget | None = None,
 ) -> Found:
     """Carry out each recipe on a batch.
 
@@ -82,7 +83,7 @@ def run_recipes(
         donors: Runs of the unedited sides that hold the activations the patches need; run here where missing.
         plan: `shared` computes what recipes have in common once, where this pair was found to give the same numbers so
             (`pair.report.plain_because` is empty); `plain` runs one forward a recipe.
-        budget: How much is run and held at a time.
+        budget: How much is run and held at a time; None takes the pair's own.
 
     Yields:
         The number of a recipe and what was read: those without edits first, the others in any order.
@@ -94,7 +95,7 @@ def run_recipes(
         for recipe in recipes:
             check_recipe(pair, recipe)
         return _plain(pair, recipes, reads, donors)
-    return lay_out(pair, recipes, reads, donors, budget).run(reads)
+    return lay_out(pair, recipes, reads, donors, budget or pair.budget).run(reads)
 
 
 Both = tuple[dict[int, Tensor], dict[int, Tensor]]
@@ -102,12 +103,12 @@ Both = tuple[dict[int, Tensor], dict[int, Tensor]]
 
 def both_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads) -> Both:
     """What is read under each recipe with work shared, and without."""
-    return dict(lay_out(pair, recipes, reads, None, BUDGET).run(reads)), dict(_plain(pair, recipes, reads, None))
+    return dict(lay_out(pair, recipes, reads, None, pair.budget).run(reads)), dict(_plain(pair, recipes, reads, None))
 
 
 def both_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads) -> Both:
     """What is read under each set of scales with work shared, and without."""
-    return dict(lay_out_scales(model, scales, reads, BUDGET).run(reads)), dict(_plain_scales(model.model, scales, reads))
+    return dict(lay_out_scales(model, scales, reads, model.budget).run(reads)), dict(_plain_scales(model.model, scales, reads))
 
 
 def _plain(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping[Side, Run] | None) -> Found:
@@ -118,16 +119,18 @@ def _plain(pair: Pair, recipes: Sequence[Recipe], reads: Reads, donors: Mapping[
         yield i, found
 
 
-def plan_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget: Budget = BUDGET) -> Plan:
+def plan_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget: Budget | None = None) -> Plan:
     """What `run_recipes` would run with work shared: how many forwards' worth, how many bytes; nothing is run.
 
     Raises:
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
-    return lay_out(pair, recipes, reads, None, budget).plan
+    return lay_out(pair, recipes, reads, None, budget or pair.budget).plan
 
 
-def run_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, plan: Way = "shared", budget: Budget = BUDGET) -> Found:
+def run_scales(
+    model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, plan: Way = "shared", budget: Budget | None = None
+) -> Found:
     """Read a model under each set of scales, and as it is (None).
 
     Args:
@@ -142,7 +145,7 @@ def run_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, 
     """
     if plan == "plain" or model.plain_because or _hooked(model.model):
         return _plain_scales(model.model, scales, reads)
-    return lay_out_scales(model, scales, reads, budget).run(reads)
+    return lay_out_scales(model, scales, reads, budget or model.budget).run(reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +163,7 @@ class Part:
     run: Callable[[], Found]
 
 
-def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget: Budget = BUDGET) -> list[Part]:
+def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, budget: Budget | None = None) -> list[Part]:
     """What `run_recipes` runs, in as many parts as the budget's bytes ask for: what is kept of base and tuned grows with the rows.
 
     Raises:
@@ -168,14 +171,16 @@ def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, bud
     """
     if pair.report.plain_because or any(_hooked(model) for model in pair.models):
         return [Part(reads, float(len(recipes)), partial(run_recipes, pair, recipes, reads, plan="plain"))]
-    return _parts(lambda some: lay_out(pair, recipes, some, None, budget), reads, budget)
+    room = budget or pair.budget
+    return _parts(lambda some: lay_out(pair, recipes, some, None, room), reads, room)
 
 
-def parts_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, budget: Budget = BUDGET) -> list[Part]:
+def parts_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, budget: Budget | None = None) -> list[Part]:
     """What `run_scales` runs, in parts as of `parts_of_recipes`."""
     if model.plain_because or _hooked(model.model):
         return [Part(reads, float(len(scales)), partial(run_scales, model, scales, reads, plan="plain"))]
-    return _parts(lambda some: lay_out_scales(model, scales, some, budget), reads, budget)
+    room = budget or model.budget
+    return _parts(lambda some: lay_out_scales(model, scales, some, room), reads, room)
 
 
 def _parts(lay: Callable[[Reads], Layout], reads: Reads, budget: Budget) -> list[Part]:

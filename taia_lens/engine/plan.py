@@ -12,31 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taia_lens.engine.words import Taken, Write
-from taia_lens.errors import TaiaLensError
 from taia_lens.recipe import Side
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is run, and held, at a time. It changes speed and memory, not results beyond rounding.
-
-    Attributes:
-        tokens: Of one call of a block. Fewer leave the processor idle, more fall out of its cache: `benchmarks/chunks.py`
-            measures what suits a machine. It is not measured on the way, since stacks of other sizes may round otherwise, and one
-            command must give one result. Halved where memory runs out.
-        bytes: What residual streams may take up besides the models; a few nodes more where a deep trie needs them.
-    """
-
-    tokens: int = 1500
-    bytes: int = 2**29
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.bytes < 1:
-            raise TaiaLensError(f"a budget of {self.tokens} tokens and {self.bytes} bytes; write 1 or more of both")
-
-
-BUDGET = Budget()
-
 
 Node = int
 Parent = Node | Side

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from taia_lens.engine.plan import Budget, EndNeeds, Extent, Leaf, Node, Parent, Plan, Row, Step, Tail, kept_bytes, peak_of, work_of
+from taia_lens.budget import Budget
+from taia_lens.engine.plan import EndNeeds, Extent, Leaf, Node, Parent, Plan, Row, Step, Tail, kept_bytes, peak_of, work_of
 from taia_lens.engine.words import Level, Taken, Word
 from taia_lens.recipe import Side
 

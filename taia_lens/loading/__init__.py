@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from taia_lens import check
+from taia_lens.budget import BUDGET, Budget
 from taia_lens.engine import plain_because
 from taia_lens.errors import PairError
 from taia_lens.loaded import Loaded
@@ -35,6 +36,7 @@ def load_one(
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    budget: Budget = BUDGET,
 ) -> Loaded:
     """Load one model by itself.
 
@@ -45,6 +47,7 @@ def load_one(
         dtype: Of a model from a folder; `auto` keeps the checkpoint's own.
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
+        budget: How much is run, and held, at a time.
 
     Raises:
         PairError: It cannot be loaded, is an adapter, or brings no tokenizer and none is given.
@@ -59,7 +62,7 @@ def load_one(
         found = tokenizer or tokenizer_of(source, "base", options)
         if found is None:
             raise PairError(f"{describe(source)} brings no tokenizer; put its files into the folder, or pass load_one(..., tokenizer=...)")
-        model = Loaded(load_model(source, "model", found, options), found, describe(source))
+        model = Loaded(load_model(source, "model", found, options), found, describe(source), budget=budget)
         return replace(model, plain_because=plain_because(model, check.probe(model)))
 
 
@@ -73,6 +76,7 @@ def load_pair(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     other_model: bool = False,
+    budget: Budget = BUDGET,
 ) -> Pair:
     """Load base and tuned, hold them against each other, and run the self-check.
 
@@ -89,6 +93,7 @@ def load_pair(
         allow_pickle: Also read weights from .bin files, which can run code when opened.
         trust_remote_code: Also run modelling code that comes with a checkpoint.
         other_model: Accept scales that were made for another model of this shape.
+        budget: How much is run, and held, at a time.
 
     Returns:
         The pair; its `report` holds the laws measured, the merge drift, and added tokens.
@@ -106,6 +111,7 @@ def load_pair(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         other_model=other_model,
+        budget=budget,
     )
     check.require(pair.report)
     return pair
@@ -121,6 +127,7 @@ def inspect_pair(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     other_model: bool = False,
+    budget: Budget = BUDGET,
 ) -> Pair:
     """As `load_pair`, but a law that fails stands in the report and is no error."""
     if dtype not in DTYPES:
@@ -139,7 +146,7 @@ def inspect_pair(
             raise PairError("neither side brings a tokenizer; pass load_pair(..., tokenizer=AutoTokenizer.from_pretrained(...))")
         sides = _sides(base, tuned, shared, options, replace(options, device=places[1]), other_model)
         origin = Origin(describe(base), describe(tuned), str(next(sides.base.parameters()).dtype).removeprefix("torch."))
-        pair = join(sides.base, sides.tuned, shared, origin)
+        pair = replace(join(sides.base, sides.tuned, shared, origin), budget=budget)
         notes = sides.notes + config_differences(pair.base, pair.tuned)
         brought = [side for side, found in tokenizers.items() if found is not None]
         compared = (
