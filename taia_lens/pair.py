@@ -121,8 +121,8 @@ class Pair:
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """Base's, and tuned's where it is another."""
-        return tuple(dict.fromkeys(next(model.parameters()).device for model in self.models))
+        """All that weights lie on: base's first, then what else of base's and tuned's."""
+        return tuple(dict.fromkeys(parameter.device for model in self.models for parameter in model.parameters()))
 
     @property
     def weights(self) -> dict[Side, tuple[Weight, ...]]:

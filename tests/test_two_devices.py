@@ -135,6 +135,7 @@ def test_a_pair_whose_models_are_split_by_accelerate(together: Pair, tokenizer: 
     base = make("llama", 0)
     pair = load_pair(split(base), split(tuned_from(base, 1, but="embed")), tokenizer=tokenizer)
     assert next(pair.tuned.blocks[2].parameters()).device == ELSEWHERE and pair.report.plain_because == ""
+    assert pair.device == HERE and pair.devices == (HERE, ELSEWHERE)
     for text, found, wanted in zip(RECIPES, read(pair, suite, plan), read(together, suite, plan), strict=True):
         assert torch.equal(found, wanted), text
 
