@@ -1,8 +1,9 @@
-"""Why a loop by hand is faster in attribution patching: the forward of TransformerLens's bridge beside that of the model it wraps.
+"""Why a loop by hand is faster in attribution patching: TransformerLens's bridge beside the model that it wraps.
 
 Run: python benchmarks/forwards.py [--rounds N] [--threads N]. Prints a table, medians of interleaved rounds on the same prompts and
-weights: a forward, attribution patching of all sites, and how many of its own forwards that is (two forwards and a backward are
-three, where a backward to the activations costs one). What a contender's code adds to its model shows in the last column alone.
+weights: a forward; a forward and a backward to what leaves the first layer's heads, with nothing of a contender's in it; attribution
+patching of all sites, which is one of each; and what attribution takes beyond the two, as a share of them: what a contender's code
+adds to its model.
 """
 
 from __future__ import annotations
@@ -14,39 +15,67 @@ from collections.abc import Callable
 
 import torch
 from side_by_side.contenders import by_hand, ours
-from side_by_side.models import SHAPES, Setting, make_setting
+from side_by_side.models import SHAPES, Setting, make_setting, score
 from side_by_side.questions import SWEEPS
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from taia_lens.engine import Reads
+from taia_lens.engine import Reads, run_reads
+from taia_lens.sites import Site
 
-MODELS = ("demo", "gqa", "gpt2")
+MODELS = ("demo", "gqa", "gpt2", "vocab")
+Job = Callable[[], object]
 
 
-def jobs(setting: Setting) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """By name: a forward, and attribution patching."""
-    sweep = SWEEPS["attribution"](setting)
-    found: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
+def leaf(kept: list[Tensor], act: Tensor) -> Tensor:
+    """The graph begins here: no weight has a gradient."""
+    kept.append(act.detach().requires_grad_())
+    return kept[0]
+
+
+def jobs(setting: Setting) -> dict[str, tuple[Job, Job, Job]]:
+    """By name: a forward, that and a backward, and attribution patching."""
+    sweep, first = SWEEPS["attribution"](setting), Site("head", 0, 0)
+    batch, reads, bridge = sweep.batch, Reads.last(sweep.batch), setting.pair.base
+
+    def both(model: PreTrainedModel) -> object:
+        kept: list[Tensor] = []
+        o = model.get_submodule(f"{setting.parts.blocks}.0.{setting.parts.o}")
+        handle = o.register_forward_pre_hook(lambda _, args: (leaf(kept, args[0]),))
+        with torch.enable_grad():
+            found = by_hand.forward(model, batch).sum()
+            handle.remove()
+            return torch.autograd.grad(found, kept)
+
+    def bridged() -> object:
+        kept: list[Tensor] = []
+        with torch.enable_grad(), bridge.hooks(fwd_hooks=[(first.hook, lambda act, hook: leaf(kept, act))]):
+            logits = run_reads(bridge, batch.tokens, batch.mask, reads.rows, reads.positions, grad=True)
+            return torch.autograd.grad(score(logits, batch).sum(), kept)
+
+    found: dict[str, tuple[Job, Job, Job]] = {}
     for attention in ("sdpa", "eager"):
         model, job = setting.own("base", attention), by_hand.loop(setting, sweep, attention=attention)
         assert not isinstance(job, str)
-        found[f"transformers, {attention}, by hand"] = (lambda model=model: by_hand.forward(model, sweep.batch)), job
+        one, two = (lambda model=model: by_hand.forward(model, batch)), (lambda model=model: both(model))
+        found[f"transformers, {attention}, by hand"] = one, two, job
     job = ours.shared(setting, sweep)
     assert not isinstance(job, str)
-    found["TransformerBridge, taia-lens"] = (lambda: Reads.last(sweep.batch).run(setting.pair.base)), job
+    found["TransformerBridge, taia-lens"] = (lambda: reads.run(bridge)), bridged, job
     return found
 
 
 def medians(setting: Setting, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of both, taking turns; the first round warms up."""
+    """Milliseconds of each, taking turns; the first round warms up."""
     todo = jobs(setting)
-    times: dict[str, list[list[float]]] = {name: [[], []] for name in todo}
+    times: dict[str, list[list[float]]] = {name: [[], [], []] for name in todo}
     for _ in range(rounds + 1):
-        for name, both in todo.items():
-            for job, kept in zip(both, times[name], strict=True):
+        for name, some in todo.items():
+            for job, kept in zip(some, times[name], strict=True):
                 start = time.perf_counter()
                 job()
                 kept.append((time.perf_counter() - start) * 1e3)
-    return {name: [statistics.median(kept[1:]) for kept in both] for name, both in times.items()}
+    return {name: [statistics.median(kept[1:]) for kept in some] for name, some in times.items()}
 
 
 def main() -> None:
@@ -55,11 +84,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| model | by | a forward, ms | attribution, ms | in its own forwards |\n|---|---|---|---|---|")
+    print("| model | by | a forward, ms | forward and backward, ms | attribution, ms | beyond the two |\n|---|---|---|---|---|---|")
     with torch.no_grad():
         for name in MODELS:
-            for by, (forward, attribution) in medians(make_setting(name), options.rounds).items():
-                print(f"| {SHAPES[name].title} | {by} | {forward:.1f} | {attribution:.1f} | {attribution / forward:.2f} |")
+            for by, (one, two, job) in medians(make_setting(name), options.rounds).items():
+                print(f"| {SHAPES[name].title} | {by} | {one:.1f} | {two:.1f} | {job:.1f} | {job / (one + two) - 1:+.0%} |", flush=True)
 
 
 if __name__ == "__main__":

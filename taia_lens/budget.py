@@ -14,8 +14,10 @@ class Budget:
     Attributes:
         tokens: Of one call of a block. Fewer leave the processor idle, more fall out of its cache: `taia-lens check --measure`
             (`measure_pace`) finds what suits a model on a machine. It is not measured on the way, since stacks of other sizes
-            may round otherwise, and one command must give one result. Halved where memory runs out.
+            would round otherwise, and a timing must not decide that. Halved where memory runs out.
         bytes: What residual streams may take up besides the models; a few nodes more where a deep trie needs them.
+
+    A pair that is loaded takes another by `dataclasses.replace(pair, budget=Budget(tokens=6000))`.
 
     >>> Budget(tokens=6000)
     Budget(tokens=6000, bytes=536870912)

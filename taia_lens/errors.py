@@ -10,6 +10,12 @@ class TaiaLensError(ValueError):
         super().__init__(" ".join(message.split()))  # one line, also where a library's own message had several
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no memory left: torch says so by an error of its own on CUDA, by words on the CPU and on MPS."""
+    words = "out of memory", "can't allocate memory", "not enough memory"
+    return type(error).__name__ == "OutOfMemoryError" or any(some in str(error) for some in words)  # torch is not loaded for a name
+
+
 class SiteError(TaiaLensError):
     """A site, layer, head or position that does not exist or cannot be read."""
 

@@ -178,18 +178,21 @@ def _dealt(cells: Array, m: int, seed: int) -> Array:
 def _first_groups(dealings: int, n: int, m: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which of n examples the first group gets, (dealing, example): every choice of m of them is as likely as any other.
 
-    A coin for each example, which falls to about m of n; then one example at a time, whichever, is taken out or put in until m
-    are there. No example is treated unlike another at any step, so no choice is likelier; and it is quicker than to shuffle.
+    A coin for each example, which falls to about as many as the smaller group wants; then one example at a time, whichever, is
+    put in or taken out until they are so many. No example is treated unlike another at any step, so no choice is likelier; and it
+    is quicker than to shuffle. Where few are wanted the coin falls to fewer, since one of few to take out is long looked for.
     """
-    first = rng.integers(0, 2**16, (dealings, n), dtype=np.uint16) < 2**16 * m // n
-    over = first.sum(1) - m
+    wanted = min(m, n - m)
+    coin = wanted if 4 * wanted > n else max(0.0, wanted - 4 * math.sqrt(wanted))
+    smaller = rng.integers(0, 2**16, (dealings, n), dtype=np.uint16) < int(2**16 * coin / n)
+    over = smaller.sum(1) - wanted
     while (off := np.flatnonzero(over)).size:
         at = rng.integers(0, n, off.size)
-        turned = first[off, at] == (over[off] > 0)
+        turned = smaller[off, at] == (over[off] > 0)
         rows, at = off[turned], at[turned]
-        over[rows] += np.where(first[rows, at], -1, 1)
-        first[rows, at] ^= True
-    return first
+        over[rows] += np.where(smaller[rows, at], -1, 1)
+        smaller[rows, at] ^= True
+    return smaller if wanted == m else ~smaller
 
 
 def _welch(cells: Array, first: Array) -> Array:

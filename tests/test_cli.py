@@ -123,12 +123,12 @@ def test_check_measures_how_much_to_run_at_a_time_and_patch_takes_it(run: Run, m
     pair = models[:4]
     _, out, _ = run("check", *pair, "--measure", "--json")
     found = json.loads(out)["pace"]
-    assert str(found["call_tokens"]) in found["seconds_a_token"]
+    assert str(found["advised_call_tokens"]) in found["seconds_a_token"]
     code, out, _ = run("check", *pair, "--measure")
-    assert code == 0 and "a token in one block, by tokens of a call: 400 " in out and "suits this machine" in out
+    assert code == 0 and "a token of rows of 32 in one block, by tokens of a call: 400 " in out and "suits this model" in out
     asked = ("patch", "--component", "mlp", *models, "--out", "here")
     assert run(*asked, "--call-tokens", "77")[0] == 0
-    assert json.loads(Path("here/meta.json").read_text())["pair"]["call_tokens"] == 77
+    assert json.loads(Path("here/meta.json").read_text())["call_tokens"] == 77
     code, _, err = run(*asked, "--call-tokens", "0")
     assert code == 2 and "call-tokens" in err
 

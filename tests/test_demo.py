@@ -261,4 +261,4 @@ def test_help_comes_at_once() -> None:
         subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
         return time.perf_counter() - start
 
-    assert min(once() for _ in range(3)) < 0.5
+    assert min(once() for _ in range(3)) < 0.4

@@ -26,7 +26,7 @@ from taia_lens.loading import inspect_pair, load_pair
 from taia_lens.pair import Pair, Shape, join
 from taia_lens.studies.patching import patch
 from taia_lens.suite import make_suite
-from taia_lens.weights import weights
+from taia_lens.weights import Weight, weights
 
 IDS = torch.tensor([[4, 9, 30, 7, 12], [8, 8, 61, 5, 33]])
 
@@ -123,6 +123,12 @@ def test_a_bridge_whose_weights_are_processed_is_refused(tokenizer: PreTrainedTo
     assert "tuned is in compatibility mode, which folds and centres its weights" in refusal(*bridges, tokenizer=tokenizer)
 
 
+def storages(some: Iterable[Weight]) -> dict[int, int]:
+    """Bytes of each storage; a fused tensor and what the bridge split off it are one."""
+    found = (w.parameter.untyped_storage() for w in some)
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
 def test_equal_tensors_share_storage_and_others_do_not(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     base = make(name, 0)
     pair = load_pair(base, tuned_in_attention_only(base, 1), tokenizer=tokenizer)
@@ -131,6 +137,10 @@ def test_equal_tensors_share_storage_and_others_do_not(name: str, tokenizer: Pre
         shared = mine.parameter.data_ptr() == theirs[mine.name].parameter.data_ptr()
         assert shared == (component_of(mine.name) != "attn"), mine.name
     assert {d.component for d in pair.differences} == {"attn"}
+    # Memory: base, and what changed, once each.
+    own = storages([w for w in weights(pair.tuned) if w.name in pair.changed])
+    both = storages([w for model in pair.models for w in weights(model)])
+    assert both == storages(weights(pair.base)) | own and not storages(weights(pair.base)).keys() & own.keys()
 
 
 def test_differences_are_the_norms_of_base_and_update(llama: Pair) -> None:

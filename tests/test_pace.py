@@ -13,6 +13,7 @@ from taia_lens.batch import Batch
 from taia_lens.budget import Budget
 from taia_lens.engine import Pace, Reads, measure_pace, pace, plan_recipes, run_recipes, run_scales
 from taia_lens.engine.blocks import Blocks
+from taia_lens.errors import TaiaLensError
 from taia_lens.pair import Pair
 from taia_lens.recipe import Patch, Recipe
 from taia_lens.scales import Scales
@@ -76,18 +77,18 @@ def test_what_is_advised_is_near_the_fastest_and_the_default_where_that_is(secon
     assert Pace(seconds).tokens == tokens
 
 
-def costing(costs: Callable[[int], float], asked: list[int]) -> Callable[..., Callable[[], float]]:
-    def call(model: object, size: int) -> Callable[[], float]:
+def costing(cost: Callable[[int], float], asked: list[int]) -> Callable[[object, int, int], float]:
+    def seconds(model: object, size: int, width: int) -> float:
         asked.append(size)
-        return lambda: costs(size)
+        return cost(size)
 
-    return call
+    return seconds
 
 
 def test_larger_calls_are_not_tried_once_they_only_get_slower(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(pace, "_call", costing(lambda size: 1.0 if size <= 1500 else 1.3, asked))
-    assert list(measure_pace(llama.loaded("base")).seconds) == asked == [400, 800, 1500, 3000, 6000]
+    monkeypatch.setattr(pace, "_seconds", costing(lambda size: 1.0 if size <= 1500 else 1.3, asked))
+    assert list(measure_pace(llama.loaded("base"), rounds=1).seconds) == asked == [400, 800, 1500, 3000, 6000]
 
 
 def test_calls_that_memory_has_no_room_for_are_left_out(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +97,21 @@ def test_calls_that_memory_has_no_room_for_are_left_out(llama: Pair, monkeypatch
             raise torch.OutOfMemoryError
         return 1 / size
 
-    monkeypatch.setattr(pace, "_call", costing(cost, []))
+    monkeypatch.setattr(pace, "_seconds", costing(cost, []))
     found = measure_pace(llama.loaded("base"))
     assert list(found.seconds) == [400, 800, 1500]
     assert found.tokens == 1500
-    monkeypatch.setattr(pace, "_call", costing(lambda size: cost(10_000), []))
+    monkeypatch.setattr(pace, "_seconds", costing(lambda size: cost(10_000), []))
     with pytest.raises(torch.OutOfMemoryError):
         measure_pace(llama.loaded("base"))
+
+
+def test_what_cannot_be_measured_is_refused(llama: Pair) -> None:
+    with pytest.raises(TaiaLensError, match=r"recipes share no work on this model, .*: it is odd"):
+        measure_pace(replace(llama.loaded("base"), plain_because="it is odd"))
+    for asked in ({"sizes": ()}, {"sizes": (16, 400)}, {"width": 500}, {"rounds": 0}):
+        with pytest.raises(TaiaLensError, match="write sizes of a row at least, and 1 round or more"):
+            measure_pace(llama.loaded("base"), **asked)
 
 
 def test_a_token_costs_more_alone_than_among_many(llama: Pair, calls: list[int]) -> None:

@@ -28,7 +28,7 @@ from taia_lens.check import probe
 from taia_lens.engine import Reads, evaluate, parts_of_recipes, plan_recipes, run_recipes, run_scales
 from taia_lens.engine import blocks as engine_blocks
 from taia_lens.engine.plan import Step
-from taia_lens.errors import RecipeError, SiteError, TaiaLensError
+from taia_lens.errors import RecipeError, SiteError, TaiaLensError, out_of_memory
 from taia_lens.loaded import Loaded
 from taia_lens.loading import load_one, load_pair
 from taia_lens.metrics import LOCAL, Context, measure, reads_of
@@ -367,6 +367,33 @@ def test_memory_stays_within_what_the_plan_says(llama: Pair, size: int) -> None:
     assert alive.most > plan.bytes // 4  # and what the plan says is not far more than what there is
 
 
+def test_what_is_held_besides_the_models_is_the_budget_and_one_call(llama: Pair) -> None:
+    tokens = torch.randint(4, D_VOCAB, (64, 40), generator=torch.Generator().manual_seed(0))
+    reads = Reads.last(Batch.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    recipes = [
+        Recipe("base"),
+        Recipe("tuned"),
+        *(parse_recipe(text) for text in [*SWEEPS["heads"], *SWEEPS["prefixes"], *SWEEPS["without"]]),
+    ]
+    call = 6 * 64 * 40 * 40 * 4  # as above: masks, and what one call of a block holds on 400 tokens
+
+    def most(budget: Budget) -> int:
+        """The most that is alive in any part, whose answers a caller drops as they come."""
+        found = []
+        for part in parts_of_recipes(llama, recipes, reads, budget=budget):
+            gc.collect()
+            with Alive() as alive:
+                for _ in part.run():
+                    pass
+            node, logits = part.reads.batch.tokens.numel() * 32 * 4, len(recipes) * len(part.reads.rows) * D_VOCAB * 4
+            found.append(alive.most - 4 * node - logits)
+        return max(found)
+
+    room = 2**20
+    assert most(Budget(400, room)) <= room + call
+    assert most(Budget(400)) > room + call  # the control: without it, more is held
+
+
 @pytest.mark.parametrize("nodes", [12, 24])
 def test_a_deep_trie_keeps_within_its_budget(llama: Pair, reads: Reads, nodes: int) -> None:
     drawn = torch.rand(80, N_LAYERS, 2, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -454,6 +481,31 @@ def test_where_memory_runs_out_half_as_much_is_run_at_a_time(llama: Pair, reads:
     monkeypatch.setattr(engine_blocks.Blocks, "run", none)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         read(llama, recipes, reads)
+
+
+def test_where_memory_runs_out_for_logits_half_as_many_leaves_are_read(llama: Pair, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [parse_recipe(text) for text in SWEEPS["heads"]]
+    want = read(llama, recipes, reads)
+    whole, sizes = engine_blocks.Blocks.read, list[int]()
+
+    def small(self: Any, streams: Tensor, *args: Any) -> Any:
+        if len(streams) > 2 * len(reads.rows):
+            torch.empty(2**50)  # what the CPU itself says
+        sizes.append(len(streams))
+        return whole(self, streams, *args)
+
+    monkeypatch.setattr(engine_blocks.Blocks, "read", small)
+    assert all((a - b).abs().max() <= ROUNDING for a, b in zip(want, read(llama, recipes, reads), strict=True))
+    assert max(sizes) == 2 * len(reads.rows)
+    monkeypatch.setattr(engine_blocks.Blocks, "read", lambda *args: torch.empty(2**50))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        read(llama, recipes, reads)
+
+
+@pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated: 1 GB)", "DefaultCPUAllocator: not enough memory"])
+def test_out_of_memory_is_known_by_torchs_words(words: str) -> None:
+    assert out_of_memory(RuntimeError(words)) and out_of_memory(torch.OutOfMemoryError())
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # Where sharing would be wrong, it is not done, and the reason is said

@@ -242,15 +242,36 @@ def test_a_p_between_domains_is_what_scipy_finds() -> None:
     assert difference_p(np.ones(4), np.zeros(6), seed=0) == pytest.approx(1 / 210, abs=0.002)
 
 
-@pytest.mark.parametrize(("n", "m"), [(6, 2), (6, 3), (5, 4)])
+def unevenness(dealt: np.ndarray, m: int) -> float:
+    """The p of the hypothesis that every choice of m comes equally often."""
+    n = dealt.shape[1]
+    counts = np.bincount(dealt @ (1 << np.arange(n)), minlength=2**n)
+    return float(reference.chisquare(counts[[which.bit_count() == m for which in range(2**n)]]).pvalue)
+
+
+def first_wrong_one_turned(dealings: int, n: int, m: int, rng: np.random.Generator) -> np.ndarray:
+    """What the dealing would be if it always turned the first example that may be turned, and not whichever."""
+    dealt = rng.random((dealings, n)) < m / n
+    for row in dealt:
+        while row.sum() != m:
+            row[np.flatnonzero(row == (row.sum() > m))[0]] ^= True
+    return dealt
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 2), (6, 3), (5, 4), (9, 2), (9, 8)])
 def test_every_choice_of_the_first_group_is_as_likely_as_any_other(n: int, m: int) -> None:
     dealt = _first_groups(30_000, n, m, np.random.default_rng(0))
     assert (dealt.sum(1) == m).all()
-    counts = np.bincount(dealt @ (1 << np.arange(n)), minlength=2**n)
-    counts = counts[[bin(which).count("1") == m for which in range(2**n)]]
-    assert reference.chisquare(counts).pvalue > 0.01
-    shifted = counts + np.where(np.arange(len(counts)) == 0, 300, 0)  # a choice that comes 300 times too often is found out
-    assert reference.chisquare(shifted).pvalue < 0.001
+    assert unevenness(dealt, m) > 0.01
+    assert unevenness(first_wrong_one_turned(30_000, n, m, np.random.default_rng(0)), m) < 1e-6
+
+
+@pytest.mark.parametrize("m", [2, 100, 1980])
+def test_groups_of_unlike_size_are_dealt_as_well(m: int) -> None:
+    dealt = _first_groups(2000, 2000, m, np.random.default_rng(0))
+    assert (dealt.sum(1) == m).all()
+    smaller = dealt if m < 1000 else ~dealt
+    assert reference.chisquare(smaller.sum(0)).pvalue > 0.01  # every example comes to it equally often
 
 
 def test_nan_cells_stay_nan_and_leave_the_others_alone() -> None:

@@ -35,6 +35,7 @@ LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 # Modules that reports, tables and `--help` are made with: they must not wait for torch.
 LIGHT = (
     "errors",
+    "budget",
     "files",
     "answers",
     "html",

@@ -30,7 +30,7 @@ from taia_lens.cli import (
     transfer,
     tune,
 )
-from taia_lens.errors import RecipeError, TaiaLensError
+from taia_lens.errors import RecipeError, TaiaLensError, out_of_memory
 
 app = typer.Typer(
     name="taia-lens",
@@ -95,7 +95,7 @@ def main() -> None:
         print(f"taia-lens: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
         code = 2
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for its name
+        if not out_of_memory(error):
             raise
         print(f"taia-lens: the device has no memory left; write a smaller --batch-size ({str(error).split('. ')[0]})", file=sys.stderr)
         code = 2

@@ -33,6 +33,7 @@ def attribute(
     suite: str | None = typer.Option(None, help="A JSONL file of prompts, or demo:routing, demo:routing-order, demo:truth."),
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     batch_size: int = typer.Option(64, help="Sequences at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the sites drawn, of the bootstrap and of --limit."),
@@ -51,7 +52,7 @@ def attribute(
     Example: taia-lens attribute --component head --base ./base --tuned ./adapter --suite prompts.jsonl --check 8
     """
     started = time.time()
-    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code)
+    options = common.PairOptions(base, tuned, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     options.check()
     patchable(component, with_heads=False)
     if layer != "all":

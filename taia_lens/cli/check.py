@@ -23,7 +23,9 @@ def check(
     tuned: str | None = typer.Option(None, help=common.TUNED_HELP),
     device: str = typer.Option("auto", help=common.DEVICES_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
-    measure: bool = typer.Option(False, "--measure", help="Also measure how many tokens a call of a block should be given here."),
+    measure: bool = typer.Option(
+        False, "--measure", help="Also measure how many tokens a call of a block should be given on this machine."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the report on stdout as JSON."),
     allow_pickle: bool = typer.Option(False, "--allow-pickle", help=common.PICKLE_HELP),
     trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help=common.REMOTE_HELP),
@@ -36,16 +38,18 @@ def check(
     options.check()
     with common.status("loading and checking the pair"):
         pair = options.load(checked=False)
-    pace = _measured(pair) if measure else None
+    pace = _measured(pair) if measure and not pair.report.plain_because else None
     if as_json:
         found = common.provenance(pair) | {"differences": [asdict(d) for d in pair.differences]}
-        if pace is not None:
-            found["pace"] = {"seconds_a_token": pace.seconds, "call_tokens": pace.tokens}
+        if measure:
+            found["pace"] = None if pace is None else {"seconds_a_token": pace.seconds, "advised_call_tokens": pace.tokens}
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
         _print(pair)
         if pace is not None:
             _print_pace(pace)
+        elif measure:
+            print("nothing to measure: recipes share no work on this pair, so that no call is given more than its prompts")
     failed = [law for law in pair.report.laws if not law.holds]
     if failed:
         raise CheckError(
@@ -71,12 +75,9 @@ def _print(pair: Pair) -> None:
     _print_laws(shown, pair)
 
 
-def _measured(pair: Pair) -> Pace | None:
-    """None where no work is shared on this pair, and no call is given more than one recipe's rows."""
+def _measured(pair: Pair) -> Pace:
     from taia_lens.engine import measure_pace
 
-    if pair.report.plain_because:
-        return None
     with common.status("measuring how many tokens a call should be given"):
         return measure_pace(pair.loaded("base"))
 
@@ -84,13 +85,13 @@ def _measured(pair: Pair) -> Pace | None:
 def _print_pace(pace: Pace) -> None:
     from taia_lens.budget import BUDGET
 
-    print("a token in one block, by tokens of a call: " + ", ".join(f"{n} {s * 1e6:.2f} µs" for n, s in pace.seconds.items()))
+    print("a token of rows of 32 in one block, by tokens of a call: " + ", ".join(f"{n} {s * 1e6:.2f} µs" for n, s in pace.seconds.items()))
     if pace.tokens == BUDGET.tokens:
-        print(f"the default, {BUDGET.tokens} tokens a call, suits this machine")
+        print(f"the default, {BUDGET.tokens} tokens a call, suits this model on this machine")
         return
     own, default = pace.seconds[pace.tokens], pace.seconds.get(BUDGET.tokens)
     gain = "memory has no room for more" if default is None else f"a token takes {own / default:.2f} of the default's time"
-    print(f"--call-tokens {pace.tokens} suits this machine: {gain}")
+    print(f"--call-tokens {pace.tokens} suits this model on this machine: {gain}")
 
 
 def _print_differences(shown: Console, pair: Pair) -> None:

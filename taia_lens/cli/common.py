@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEMO_BASE = "demo:base"
 
 
-def budget(call_tokens: int | None) -> Budget:
+def call_budget(call_tokens: int | None) -> Budget:
     """How much is run at a time, as asked for."""
     from taia_lens.budget import BUDGET, Budget
 
@@ -82,7 +82,7 @@ class PairOptions:
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
-            budget=budget(self.call_tokens),
+            budget=call_budget(self.call_tokens),
         )
         gc.freeze()
         gc.enable()
@@ -116,7 +116,7 @@ class ModelOptions:
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
             trust_remote_code=self.trust_remote_code,
-            budget=budget(self.call_tokens),
+            budget=call_budget(self.call_tokens),
         )
         gc.freeze()
         gc.enable()
@@ -260,8 +260,9 @@ def models_meta(subject: Pair | Loaded) -> dict[str, Any]:
     from taia_lens.pair import Pair
 
     if isinstance(subject, Pair):
-        return {"pair": provenance(subject)}
-    return {"model": {"name": subject.name, "dtype": subject.dtype, "fingerprint": subject.fingerprint}}
+        return {"pair": provenance(subject), "call_tokens": subject.budget.tokens}
+    model = {"name": subject.name, "dtype": subject.dtype, "fingerprint": subject.fingerprint}
+    return {"model": model, "call_tokens": subject.budget.tokens}
 
 
 def suite_meta(suite: Suite, asked: str | None) -> dict[str, Any]:
@@ -279,7 +280,6 @@ def provenance(pair: Pair) -> dict[str, Any]:
         "fingerprint": pair.fingerprint,
         "report": asdict(pair.report),
         "tensors_differing": len(pair.differences),
-        "call_tokens": pair.budget.tokens,
     }
 
 
@@ -308,6 +308,9 @@ STORE = Path("runs/cells.sqlite")
 STORE_HELP = "Where finished cells are kept, so that an interrupted run goes on where it stopped."
 NORMS_HELP = "Whose norms TAIA and TAIF take: base or tuned. Must be said where they differ."
 EMBED_HELP = "Whose embeddings and unembedding: base or tuned. Must be said where they differ."
-CALL_HELP = "Tokens that one call of a block is given; 'taia-lens check --measure' says what suits a machine. Default: 1500."
+CALL_HELP = (
+    "Tokens that one call of a block is given; changes speed and memory, not results beyond rounding. "
+    "'taia-lens check --measure' says what suits a model on a machine. Default: 1500."
+)
 DRY_HELP = "Print how much work it would be, and do no more."
 LIMIT_HELP = "At most this many prompts of each domain, drawn with --seed."

@@ -11,6 +11,7 @@ from torch import Tensor
 from taia_lens.batch import Batch
 from taia_lens.engine.many import both_of_recipes, both_of_scales
 from taia_lens.engine.reads import Reads
+from taia_lens.errors import out_of_memory
 from taia_lens.loaded import Loaded
 from taia_lens.pair import Pair
 from taia_lens.recipe import Ablate, Graft, Patch, Recipe, Scale
@@ -43,10 +44,10 @@ def plain_because(subject: Pair | Loaded, batch: Batch) -> str:
 def _compared(both: Both, noise: float) -> str:
     try:
         shared, plain = both()
-    except torch.OutOfMemoryError:
-        raise
     # What a block raises when it is called by itself, with what other architectures are called with.
     except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
         found = str(error).splitlines()
         return f"its blocks cannot be run by themselves ({found[0] if found else type(error).__name__})"
     worst = torch.stack([(shared[i] - plain[i]).abs().max() for i in plain]).max().item()  # Python's max would drop a NaN

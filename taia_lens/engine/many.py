@@ -155,11 +155,13 @@ class Part:
     Attributes:
         reads: The rows, and what is read of each forward.
         work: What it comes to, in forwards on these rows.
+        bytes: The most that is held besides the models; 0 where no work is shared.
         run: Carries it out; yields as `run_recipes` does.
     """
 
     reads: Reads
     work: float
+    bytes: int
     run: Callable[[], Found]
 
 
@@ -170,7 +172,7 @@ def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, bud
         SiteError, RecipeError: A recipe names what the pair does not have.
     """
     if pair.report.plain_because or any(_hooked(model) for model in pair.models):
-        return [Part(reads, float(len(recipes)), partial(run_recipes, pair, recipes, reads, plan="plain"))]
+        return [Part(reads, float(len(recipes)), 0, partial(run_recipes, pair, recipes, reads, plan="plain"))]
     room = budget or pair.budget
     return _parts(lambda some: lay_out(pair, recipes, some, None, room), reads, room)
 
@@ -178,7 +180,7 @@ def parts_of_recipes(pair: Pair, recipes: Sequence[Recipe], reads: Reads, *, bud
 def parts_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads, *, budget: Budget | None = None) -> list[Part]:
     """What `run_scales` runs, in parts as of `parts_of_recipes`."""
     if model.plain_because or _hooked(model.model):
-        return [Part(reads, float(len(scales)), partial(run_scales, model, scales, reads, plan="plain"))]
+        return [Part(reads, float(len(scales)), 0, partial(run_scales, model, scales, reads, plan="plain"))]
     room = budget or model.budget
     return _parts(lambda some: lay_out_scales(model, scales, some, room), reads, room)
 
@@ -186,7 +188,7 @@ def parts_of_scales(model: Loaded, scales: Sequence[Scales | None], reads: Reads
 def _parts(lay: Callable[[Reads], Layout], reads: Reads, budget: Budget) -> list[Part]:
     layout = lay(reads)
     if layout.plan.bytes <= budget.bytes or len(reads.batch.rows) == 1:
-        return [Part(reads, layout.plan.work, partial(layout.run, reads))]
+        return [Part(reads, layout.plan.work, layout.plan.bytes, partial(layout.run, reads))]
     return [part for half in reads.halves() for part in _parts(lay, half, budget)]
 
 

@@ -17,6 +17,7 @@ from taia_lens.engine.plan import EndNeeds, Leaf, Parent, Plan, Step, Tail
 from taia_lens.engine.reads import READ_FLOATS, Reads, picked
 from taia_lens.engine.words import Taken, Word
 from taia_lens.engine.writes import Writer
+from taia_lens.errors import out_of_memory
 from taia_lens.grafting import blend
 from taia_lens.recipe import Side, other
 
@@ -174,8 +175,8 @@ class Sweep:
                 keys = before[0][index, :, :start], before[1][index, :, :start]
             try:
                 outs.append(self.blocks[home].run(layer, stream[rows], rows, start, keys, detour(rows)))
-            except torch.OutOfMemoryError:
-                if rows.stop - rows.start == 1:
+            except RuntimeError as error:
+                if rows.stop - rows.start == 1 or not out_of_memory(error):
                     raise
                 self.tokens = (rows.stop - rows.start) // 2 * stream.shape[1]
                 continue
@@ -189,7 +190,8 @@ class Sweep:
         placed = [(copy * n + row - rows.start, read) for copy in copies for read, row in enumerate(self.rows_read)]
         # Chosen here and not by a mask of booleans, whose size a GPU would be waited for.
         inside = [one for one in placed if 0 <= one[0] < rows.stop - rows.start]
-        at, reads = (torch.tensor([one[i] for one in inside], dtype=torch.long, device=device) for i in (0, 1))
+        # A GPU's driver has taken what is not pinned when this returns; to wait for the copy would be to wait for all before it.
+        at, reads = (torch.tensor([one[i] for one in inside]).to(device, non_blocking=device.type == "cuda") for i in (0, 1))
         return at, self.reads.positions.to(device)[reads] - start
 
     def _stacked(self, step: Step) -> Float[Tensor, "stacked pos d_model"]:
@@ -231,12 +233,22 @@ class Sweep:
             width = int(self.blocks[home].model.cfg.d_vocab) if self.reads.columns is None else len(self.reads.columns)
             size = max(1, READ_FLOATS // max(1, width * len(self.reads.rows)))
             for some in (leaves[i : i + size] for i in range(0, len(leaves), size)):
-                found = self._read(home, taken, torch.cat([stream for _, stream in some]), len(some))
+                found = self._read(home, taken, [stream for _, stream in some])
                 device = self.reads.rows.device
                 yield from ((word, one.to(device)) for (leaf, _), one in zip(some, found, strict=True) for word in leaf.words)
 
+    def _read(self, home: Side, taken: Sequence[Taken], leaves: Sequence[Float[Tensor, "read d_model"]]) -> Sequence[Tensor]:
+        """What is read of each leaf; where memory runs out, of half of them at a time."""
+        try:
+            return self._read_at_once(home, taken, torch.cat([*leaves]), len(leaves))
+        except RuntimeError as error:
+            if len(leaves) == 1 or not out_of_memory(error):
+                raise
+        middle = len(leaves) // 2
+        return [*self._read(home, taken, leaves[:middle]), *self._read(home, taken, leaves[middle:])]
+
     @torch.no_grad()
-    def _read(self, home: Side, taken: Sequence[Taken], streams: Float[Tensor, "stacked d_model"], n: int) -> Sequence[Tensor]:
+    def _read_at_once(self, home: Side, taken: Sequence[Taken], streams: Float[Tensor, "stacked d_model"], n: int) -> Sequence[Tensor]:
         """What is read of each of n leaves."""
         blocks, targets, columns = self.blocks[home], self.reads.targets, self.reads.columns
         with pointed(self.parameters, home, taken):

@@ -155,7 +155,7 @@ def inspect_pair(
             else f"tokenizer of {brought[0] if brought else 'the caller'}; none to compare it with"
         )
         why = plain_because(pair, check.probe(pair))
-        if len(pair.devices) > 1:  # the laws share work, too, so that of tuned's weights a layer is brought over and not all
+        if len(pair.devices) > 1:  # the laws share work, too, so that a layer's weights are brought over at a time and not all
             pair = replace(pair, report=Report(plain_because=why))
         notes += (f"recipes are run one by one on this pair: {why}",) if why else ()
         return replace(pair, report=Report(sides.drift, added, compared, notes, (*check.laws(pair), *sides.laws(pair)), why))

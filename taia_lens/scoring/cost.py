@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from taia_lens.engine import Reads, plan_recipes
+from taia_lens.engine import Reads, parts_of_recipes
 from taia_lens.errors import SuiteError
 from taia_lens.evaluation import Reading
 from taia_lens.pair import Pair
@@ -63,14 +63,11 @@ def cost(pair: Pair, asked: Sequence[Forwards]) -> Cost:
         asked: What is run on which rows; the rows of all are all prompts.
     """
     tokens = [reads.batch.tokens.numel() for _, reads in asked]
-    work, held = [float(len(recipes)) for recipes, _ in asked], 0
-    if not pair.report.plain_because:
-        plans = [plan_recipes(pair, recipes, reads) for recipes, reads in asked]
-        work, held = [plan.work for plan in plans], max(plan.bytes for plan in plans)
+    parts = [part for recipes, reads in asked for part in parts_of_recipes(pair, recipes, reads)]
     per_token = _seconds(pair, asked[max(range(len(asked)), key=lambda i: tokens[i])][1]) / max(tokens)
-    spent = [n * size for n, size in zip(work, tokens, strict=True)]
+    spent = [part.work * part.reads.batch.tokens.numel() for part in parts]
     recipes = len({str(recipe) for recipes, _ in asked for recipe in recipes})
-    return Cost(recipes, sum(spent) / sum(tokens), held, sum(spent) * per_token, pair.report.plain_because)
+    return Cost(recipes, sum(spent) / sum(tokens), max(part.bytes for part in parts), sum(spent) * per_token, pair.report.plain_because)
 
 
 def cost_of_suites(pair: Pair, asked: Sequence[Sequence[Recipe]], suites: Sequence[Prepared]) -> Cost:

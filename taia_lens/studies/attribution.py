@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from taia_lens import results
 from taia_lens.engine import Reads, Run, run_plain, run_recipes
 from taia_lens.errors import TaiaLensError
+from taia_lens.evaluation import off_device
 from taia_lens.pair import Pair
 from taia_lens.positions import by_length, tokens_at
 from taia_lens.rankers.asked import Asked
@@ -242,8 +243,9 @@ def _patched(pair: Pair, plan: Sites, spots: Sequence[Spot], piece: Placed, stor
     for pos in dict.fromkeys(spots[i].pos for i in missing):
         these = [i for i in missing if spots[i].pos == pos]
         donor = runs[plan.source] if pos is None else _only_at(piece.where == pos, runs[plan.source], runs[side])
-        for k, logits in run_recipes(pair, [recipes[i] for i in these], reads, donors={plan.source: donor}):
-            cells[these[k]] = cell = Cell({some.metric: some.value(logits).double().cpu().numpy()})
+        found = run_recipes(pair, [recipes[i] for i in these], reads, donors={plan.source: donor})
+        for k, values in off_device((k, some.value(logits)) for k, logits in found):
+            cells[these[k]] = cell = Cell({some.metric: values})
             if store is not None:
                 store.put(keys[these[k]], cell)
             bar.update()

@@ -35,6 +35,7 @@ def paper(
     max_length: int | None = typer.Option(None, help="Longest training text in tokens. Default: 256 for truthfulqa, else 400."),
     limit: int | None = typer.Option(None, min=1, help="At most this many rows of each split: for a trial."),
     batch_size: int = typer.Option(32, help="Sequences at a time in testing; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap."),
@@ -56,7 +57,7 @@ def paper(
     Example: taia-lens lofit paper mquake --base ./llama --data mquake --seeds 42,43
     """
     started = time.time()
-    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     which, chosen = None if folds is None else _whole(folds, "folds"), _whole(seeds, "seeds")
     controls = () if control is None else common.names(control, "control")
     with common.status("reading the splits"):

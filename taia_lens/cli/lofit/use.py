@@ -31,6 +31,7 @@ def apply(
     limit: int | None = typer.Option(None, help=common.LIMIT_HELP),
     other_model: bool = typer.Option(False, "--other-model", help=common.OTHER_MODEL_HELP),
     batch_size: int = typer.Option(64, help="Prompts at a time; changes speed and memory, not results."),
+    call_tokens: int | None = typer.Option(None, min=1, help=common.CALL_HELP),
     device: str = typer.Option("auto", help=common.DEVICE_HELP),
     dtype: str = typer.Option("auto", help=common.DTYPE_HELP),
     seed: int = typer.Option(0, min=0, help="Of the bootstrap and of --limit."),
@@ -51,7 +52,7 @@ def apply(
     Example: taia-lens lofit apply adapter --base ./base --suite id=train_like.jsonl --suite ood=other.jsonl
     """
     started = time.time()
-    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code)
+    options = common.ModelOptions(base, device, dtype, allow_pickle, trust_remote_code, call_tokens)
     asked = suite or (["demo:truth"] if options.demo else None)
     suites = common.read_suites(asked, options, limit=limit, seed=seed)
     metrics = None if metric is None else common.names(metric, "metric")
