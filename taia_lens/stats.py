@@ -27,6 +27,7 @@ PERMUTATIONS = 9_999
 ENUMERATE_UP_TO = 13  # 2**13 patterns of signs: fewer than would be drawn
 _MOST = 1 - 1 / RESAMPLES  # a higher level than so many resamples can tell from 1
 _BLOCK = 4_000_000  # numbers held at a time: tens of megabytes
+_DRAWN = 250_000  # of those that are drawn: two megabytes, which stay in the cache and are used again
 _ROUNDING = 1e-12  # of the sum of |values|: two patterns whose sums differ by less are a tie
 Array = NDArray[np.float64]
 Counts = int | Sequence[int] | NDArray[np.integer]
@@ -128,13 +129,13 @@ def _minuses(n: int, seed: int) -> Iterator[Array]:
         yield ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(np.float64)
         return
     rng = np.random.default_rng(seed)
-    for some in _blocks(PERMUTATIONS, n):  # blocks depend on n alone, and so do the signs
+    for some in _blocks(PERMUTATIONS, n, _DRAWN):  # blocks depend on n alone, and so do the signs
         eight_at_once = rng.integers(0, 256, (some.stop - some.start, -(-n // 8)), dtype=np.uint8)
         yield np.unpackbits(eight_at_once, axis=1, count=n).astype(np.float64)
 
 
-def _blocks(total: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(width, 1))
+def _blocks(total: int, width: int, numbers: int = _BLOCK) -> Iterator[slice]:
+    step = max(1, numbers // max(width, 1))
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
@@ -169,9 +170,11 @@ def _dealt(cells: Array, m: int, seed: int) -> Array:
     least = _welch(cells, as_is)[:, 0] * (1 - 1e-9)  # a t that differs by rounding is a tie
     hits = np.zeros(len(cells))
     for some in _blocks(PERMUTATIONS, n):  # blocks depend on n alone, and so does the dealing
-        first = _first_groups(some.stop - some.start, n, m, rng).astype(np.float64)
-        for part in _blocks(len(cells), len(first)):
-            hits[part] += (_welch(cells[part], first) >= least[part, None]).sum(1)
+        dealt = _first_groups(some.stop - some.start, n, m, rng)
+        for few in _blocks(len(dealt), n, _DRAWN):
+            first = dealt[few].astype(np.float64)
+            for part in _blocks(len(cells), len(first)):
+                hits[part] += (_welch(cells[part], first) >= least[part, None]).sum(1)
     return (1 + hits) / (1 + PERMUTATIONS)
 
 
@@ -279,7 +282,7 @@ def _resampled_means(data: tuple[Array, ...], rng: np.random.Generator, *, paire
 def _means_of_draws(cells: Array, rng: np.random.Generator) -> Array:
     n = cells.shape[1]
     means = np.empty((len(cells), RESAMPLES))
-    for some in _blocks(RESAMPLES, n):  # blocks depend on n alone, and so do the draws
+    for some in _blocks(RESAMPLES, n, _DRAWN):  # blocks depend on n alone, and so do the draws
         size = some.stop - some.start
         drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         means[:, some] = cells @ np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).T.astype(np.float64) / n
