@@ -133,6 +133,19 @@ def test_check_measures_how_much_to_run_at_a_time_and_patch_takes_it(run: Run, m
     assert code == 2 and "call-tokens" in err
 
 
+@pytest.mark.parametrize("command", ["patch", "layers", "compare", "heads", "transfer", "steer", "attribute", "lofit apply", "lofit paper"])
+def test_what_runs_many_recipes_takes_how_much_to_run_at_a_time(run: Run, command: str) -> None:
+    assert "--call-tokens" in run(*command.split(), "--help")[1]
+
+
+def test_check_says_where_there_is_nothing_to_measure(run: Run, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taia_lens.loading.plain_because", lambda subject, batch: "it is odd")
+    code, out, _ = run("check", *models[:4], "--measure")
+    assert code == 0 and "note: recipes are run one by one on this pair: it is odd" in out and "nothing to measure" in out
+    _, out, _ = run("check", *models[:4], "--measure", "--json")
+    assert json.loads(out)["pace"] is None
+
+
 @pytest.mark.parametrize("args", [(), ("patch",), ("check",), ("demo",), ("demo", "train")])
 def test_every_command_has_help_with_an_example(run: Run, args: tuple[str, ...]) -> None:
     code, out, _ = run(*args, "--help")
