@@ -122,9 +122,9 @@ def test_a_loss_that_is_no_number_ends_with_2_and_what_was_good_is_kept(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", "lofit", "select"]
-    command += ["--limit", "120", "--epochs", "6", "--batch-size", "8", "--store", "cells.sqlite"]
+def test_a_run_that_is_killed_goes_on_from_its_last_epoch(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    asked = ["lofit", "select", "--limit", "120", "--epochs", "6", "--batch-size", "8", "--store", "cells.sqlite"]
+    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", *asked]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen([*command, "--out", "killed"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     end = time.time() + 120
@@ -140,8 +140,8 @@ def test_a_run_that_is_killed_goes_on_from_its_last_epoch(tmp_path: Path) -> Non
     with open_store(tmp_path / "cells.sqlite") as store:
         kept = len(store)
     assert 2 <= kept < 6
-    done = subprocess.run([*command, "--out", "again"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"{6 - kept} new cells, {kept} from before" in done.stderr
-    subprocess.run([*command, "--no-store", "--out", "whole"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    code, _, err = run(*asked, "--out", "again")
+    assert code == 0 and f"{6 - kept} new cells, {kept} from before" in err
+    assert run(*asked, "--no-store", "--out", "whole")[0] == 0
     again, whole = (results.load(tmp_path / name) for name in ("again", "whole"))
     np.testing.assert_array_equal(again.gain, whole.gain)

@@ -181,11 +181,11 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders(run: Run, models:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_run_again_only_the_rest_is_computed(tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_run_again_only_the_rest_is_computed(run: Run, tmp_path: Path) -> None:
     """On the demo pair, as a process of its own, killed with -9."""
     store, out = tmp_path / "cells.sqlite", tmp_path / "run"
-    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", "compare", "--limit", "20", "--batch-size", "10"]
-    command += ["--base", str(BASE), "--tuned", str(TUNED), "--suite", "demo:routing", "--store", str(store), "--out", str(out)]
+    asked = ["compare", "--limit", "20", "--batch-size", "10", "--base", str(BASE), "--tuned", str(TUNED), "--suite", "demo:routing"]
+    command = [sys.executable, "-c", "from taia_lens.cli import main; main()", *asked, "--store", str(store), "--out", str(out)]
 
     def finished() -> int:
         try:
@@ -202,10 +202,9 @@ def test_killed_in_the_middle_and_run_again_only_the_rest_is_computed(tmp_path: 
     running.wait()
     before = finished()
     assert 5 <= before < 44 and not out.exists()
-    subprocess.run(command, env=ENV, cwd=tmp_path, check=True, capture_output=True)
+    assert run(*asked, "--store", str(store), "--out", str(out))[0] == 0
     assert finished() == 44  # 11 recipes in 4 pieces
-    fresh = [*command[:-3], str(tmp_path / "fresh.sqlite"), "--out", str(tmp_path / "fresh")]
-    subprocess.run(fresh, env=ENV, cwd=tmp_path, check=True, capture_output=True)
+    assert run(*asked, "--store", str(tmp_path / "fresh.sqlite"), "--out", str(tmp_path / "fresh"))[0] == 0
     xr.testing.assert_identical(values(out), values(tmp_path / "fresh"))
 
 

@@ -191,7 +191,7 @@ def test_50_000_examples_do_not_choke_it(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", patch_result(50_000, 3))
     started = time.perf_counter()
     page = write_report([folder], tmp_path / "report.html")
-    assert time.perf_counter() - started < 90  # 35 s on an idle core, most of it drawing 10,000 patterns of 50,000 signs
+    assert time.perf_counter() - started < 90  # 25 s beside another worker
     (board,) = data_of(page.read_text())["runs"][0]
     assert page.stat().st_size < 10_000_000 and [cell[0] for cell in board["cells"]] == [25_000] * 24
 

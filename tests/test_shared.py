@@ -368,14 +368,14 @@ def test_memory_stays_within_what_the_plan_says(llama: Pair, size: int) -> None:
 
 
 def test_what_is_held_besides_the_models_is_the_budget_and_one_call(llama: Pair) -> None:
-    tokens = torch.randint(4, D_VOCAB, (64, 40), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(4, D_VOCAB, (16, 40), generator=torch.Generator().manual_seed(0))
     reads = Reads.last(Batch.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))
     recipes = [
         Recipe("base"),
         Recipe("tuned"),
-        *(parse_recipe(text) for text in [*SWEEPS["heads"], *SWEEPS["prefixes"], *SWEEPS["without"]]),
+        *(parse_recipe(text) for text in [*SWEEPS["heads"], *SWEEPS["prefixes"]]),
     ]
-    call = 6 * 64 * 40 * 40 * 4  # as above: masks, and what one call of a block holds on 400 tokens
+    call = 6 * 10 * 4 * 40 * 40 * 4  # what one call of a block holds on 400 tokens: masks, scores of every head, the hidden layer
 
     def most(budget: Budget) -> int:
         """The most that is alive in any part, whose answers a caller drops as they come."""
@@ -389,7 +389,7 @@ def test_what_is_held_besides_the_models_is_the_budget_and_one_call(llama: Pair)
             found.append(alive.most - 4 * node - logits)
         return max(found)
 
-    room = 2**20
+    room = 2**19
     assert most(Budget(400, room)) <= room + call
     assert most(Budget(400)) > room + call  # the control: without it, more is held
 
