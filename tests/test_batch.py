@@ -153,3 +153,22 @@ def test_a_key_is_of_the_tokens_and_the_mask_only(suite: Suite, tokenizer: PreTr
         Batch(batch.rows, batch.tokens, mask, batch.answer, batch.choices, batch.contrast),
     ):
         assert other.key != batch.key
+
+
+def test_what_goes_to_a_gpu_is_pinned_and_not_waited_for(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the GPU: what is asked of torch."""
+    asked: list[object] = []
+    real = torch.Tensor.to
+
+    def to(self: torch.Tensor, device: object, **named: object) -> torch.Tensor:
+        if not str(device).startswith("cuda"):
+            return real(self, device, **named)  # type: ignore[call-overload]
+        asked.append(named)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pinned") or self)
+    batch.to("cuda:1")
+    assert asked == ["pinned", {"non_blocking": True}] * 5
+    asked.clear()
+    assert torch.equal(batch.to("cpu").tokens, batch.tokens) and asked == []

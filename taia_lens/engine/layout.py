@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from taia_lens.batch import sent
 from taia_lens.budget import Budget
 from taia_lens.engine.blocks import Blocks
 from taia_lens.engine.plan import Extent, Plan, Step
@@ -63,7 +64,7 @@ class Layout:
                 copies[step.start] = max(copies.get(step.start, 1), len(step.rows))
         blocks = {}
         for side, model in self.models.items():
-            tokens, mask = (t.to(device_of(model)) for t in (reads.batch.tokens, reads.batch.mask))
+            tokens, mask = (sent(t, device_of(model)) for t in (reads.batch.tokens, reads.batch.mask))
             blocks[side] = Blocks(model, tokens, mask, copies, model.hook_dict)
         writer = Writer(reads.batch, self.given, self.gains)
         return Sweep(reads, self.parameters, blocks, writer, self.budget.tokens).run(self.plan, self.ends, self.edited)

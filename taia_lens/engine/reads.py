@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taia_lens.batch import Batch
+from taia_lens.batch import Batch, sent
 from taia_lens.errors import SiteError
 from taia_lens.weights import Model
 
@@ -47,9 +47,9 @@ class Reads:
         return cls(batch, torch.arange(len(batch.rows), device=batch.tokens.device), batch.last)
 
     def to(self, device: torch.device | str) -> Reads:
-        targets = None if self.targets is None else self.targets.to(device)
-        columns = None if self.columns is None else self.columns.to(device)
-        return Reads(self.batch.to(device), self.rows.to(device), self.positions.to(device), targets, columns)
+        targets = None if self.targets is None else sent(self.targets, device)
+        columns = None if self.columns is None else sent(self.columns, device)
+        return Reads(self.batch.to(device), sent(self.rows, device), sent(self.positions, device), targets, columns)
 
     def halves(self) -> tuple[Reads, Reads]:
         """The first half of the rows and the others, each no wider than its longest; reads are in the order of rows."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taia_lens.batch import sent
 from taia_lens.engine.blocks import Blocks, Detour, Out
 from taia_lens.engine.calls import Keys
 from taia_lens.engine.plan import EndNeeds, Leaf, Parent, Plan, Step, Tail
@@ -190,9 +191,8 @@ class Sweep:
         placed = [(copy * n + row - rows.start, read) for copy in copies for read, row in enumerate(self.rows_read)]
         # Chosen here and not by a mask of booleans, whose size a GPU would be waited for.
         inside = [one for one in placed if 0 <= one[0] < rows.stop - rows.start]
-        # A GPU's driver has taken what is not pinned when this returns; to wait for the copy would be to wait for all before it.
-        at, reads = (torch.tensor([one[i] for one in inside]).to(device, non_blocking=device.type == "cuda") for i in (0, 1))
-        return at, self.reads.positions.to(device)[reads] - start
+        at, reads = (sent(torch.tensor([one[i] for one in inside]), device) for i in (0, 1))
+        return at, sent(self.reads.positions, device)[reads] - start
 
     def _stacked(self, step: Step) -> Float[Tensor, "stacked pos d_model"]:
         """The streams that a step's rows begin with; nothing is copied where they lie side by side already."""
@@ -224,7 +224,7 @@ class Sweep:
         groups: dict[tuple[Side, tuple[Taken, ...]], list[tuple[Leaf, Tensor]]] = {}
         for leaf in tail.leaves:
             stream = self._stream(leaf.parent, n_layers, 0)
-            rows, positions = (at.to(stream.device) for at in (self.reads.rows, self.reads.positions))
+            rows, positions = (sent(at, stream.device) for at in (self.reads.rows, self.reads.positions))
             groups.setdefault((leaf.home, leaf.taken), []).append((leaf, stream[rows, positions - leaf.start]))
         for leaf in tail.leaves:
             if isinstance(leaf.parent, int):
