@@ -145,7 +145,6 @@ def first_figure(page: Any) -> float:
     return float(page.evaluate("performance.now()")) / 1000
 
 
-@pytest.mark.alone
 def test_the_whole_demo_is_one_small_file_that_opens_in_under_two_seconds(opened: Open, demo_report: Path) -> None:
     """1.7 s on two idle cores; on a machine that is slow today, hardly longer than a page of three small runs, most of it plotly."""
     assert demo_report.stat().st_size < 10_000_000
